@@ -1,0 +1,45 @@
+# Every target installs what it needs into .venv first; Python >= 3.11 and make are all that must be there.
+
+PYTHON ?= $(shell python3.11 -c 'import ensurepip, venv' >/dev/null 2>&1 && echo python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Written when the install is complete, so that one cut short is taken up again.
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help install demo toy test lint docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv with the package, editable, and all that the other targets need
+
+$(STAMP): pyproject.toml
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightning_cost needs Python >= 3.11, but $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e ".[recipes,docs,dev]"
+	@touch $@
+
+demo: $(STAMP) ## Train on overlaid digits with and without COST: a table, CSV files and figures in demo_output/
+	$(BIN)/python -m recipes.digits.demo
+
+toy: $(STAMP) ## Draw trajectories on the two-parameter problem, with and without COST
+	$(BIN)/python -m recipes.toy
+
+test: $(STAMP) ## Run the tests and the examples in the docstrings
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(STAMP) ## Build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean: ## Remove caches and what the other targets wrote, but keep .venv
+	rm -rf build dist site demo_output toy_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,218 @@
+"""Where to move: low-rank changes of the shared weights, by PEFT adapters or aligned with a direction."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftType, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from lightning_cost.gradients import views
+
+__all__ = ["PeftAdapter", "low_rank", "matrix_parameters"]
+
+_ADAPTER = "teleport"
+# PEFT's own list of layers is longer, but these are the ones whose weight change has the shape of the weight.
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_KINDS = (PeftType.LORA, PeftType.LOHA, PeftType.LOKR)
+
+
+class PeftAdapter:
+    """The weight change that a PEFT adapter means, as a differentiable function of the adapter's parameters.
+
+    PEFT wraps the layers, but in a container of its own that shares them with the model: the model is never changed, so
+    that there is nothing to unwrap, compiled graphs stay valid, and modules that use a weight without calling the layer
+    (attention does) see the change like any other.
+
+    Args:
+        modules: The shared modules.
+        shared: The shared parameters, which decide the order of the :math:`P` elements.
+        config: A LoRA, LoHa or LoKr configuration. Its ``target_modules``, if set, choose among the layers that can be
+            reached; otherwise all of them are taken.
+        generator: Seeds the initial adapter parameters, on the CPU.
+
+    Raises:
+        ValueError: If no layer can be reached.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[tuple[str, nn.Module]],
+        shared: Sequence[Parameter],
+        config: PeftConfig,
+        generator: torch.Generator,
+    ) -> None:
+        layers = reachable_layers(modules, shared, config)
+        if not layers:
+            raise ValueError(unreachable_message(config))
+        self._shared = list(shared)
+        holder = nn.Module()
+        for index, layer in enumerate(layers):
+            holder.add_module(f"layer{index}", layer)
+        base = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            try:
+                inject_adapter_in_model(_targeting(config, len(layers)), holder, adapter_name=_ADAPTER)
+            finally:
+                for parameter, requires_grad in base:
+                    parameter.requires_grad_(requires_grad)
+        self._layers: list[tuple[Parameter, BaseTunerLayer]] = []
+        for index, layer in enumerate(layers):
+            tuner = holder.get_submodule(f"layer{index}")
+            weight = layer.weight
+            assert isinstance(tuner, BaseTunerLayer)
+            assert isinstance(weight, Parameter)
+            self._layers.append((weight, tuner))
+        known = {id(parameter) for parameter, _ in base}
+        self.parameters = [parameter for parameter in holder.parameters() if id(parameter) not in known]
+
+    def change(self) -> Tensor:
+        """The change of the shared parameters, shape ``(P,)``, differentiable in :attr:`parameters`."""
+        changes = {
+            id(weight): tuner.get_delta_weight(_ADAPTER)  # type: ignore[attr-defined]
+            for weight, tuner in self._layers
+        }
+        pieces = [changes.get(id(p), torch.zeros_like(p)).reshape(-1) for p in self._shared]
+        return torch.cat(pieces)
+
+
+def low_rank(direction: Tensor, shared: Sequence[Parameter], targets: Sequence[Parameter], rank: int) -> Tensor:
+    """The part of a direction that a LoRA of this rank can follow: its best approximation, weight by weight.
+
+    This is a LoRA whose factors are aligned with the direction instead of random: the truncated singular value
+    decomposition of the direction's slice for each weight, seen as a matrix of output by input features.
+
+    Args:
+        direction: Vector of shape ``(P,)``.
+        shared: The shared parameters that its elements belong to.
+        targets: The weights that may change; the others get zeros.
+        rank: Largest rank of the change of a weight.
+
+    Returns:
+        Vector of shape ``(P,)``.
+    """
+    chosen = {id(parameter) for parameter in targets}
+    result = torch.zeros_like(direction)
+    for parameter, piece, out in zip(shared, views(direction, shared), views(result, shared), strict=True):
+        if id(parameter) in chosen:
+            matrix = piece.reshape(parameter.shape[0], -1)
+            out.copy_(_truncate(matrix, rank).view(parameter.shape))
+    return result
+
+
+# Up to this size of its smaller side, the whole decomposition of a matrix takes less time than a truncated one.
+_SMALL_SIDE = 64
+
+
+def _truncate(matrix: Tensor, rank: int) -> Tensor:
+    side = min(matrix.shape)
+    if side <= rank:
+        return matrix
+    if side <= _SMALL_SIDE:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        truncated: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
+        return truncated
+    left, values, right = torch.svd_lowrank(matrix, q=min(rank + 2, side), niter=2)
+    truncated = (left[:, :rank] * values[:rank]) @ right[:, :rank].T
+    return truncated
+
+
+def matrix_parameters(
+    modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], config: LoraConfig
+) -> list[Parameter]:
+    """The shared weights that an aligned LoRA can change: matrices, and tensors seen as matrices.
+
+    Unlike PEFT's layers this reaches every kind of weight with two or more dimensions, recurrent ones included. The
+    configuration's ``target_modules`` choose among the modules that own them.
+    """
+    wanted = {id(parameter) for parameter in shared if parameter.ndim >= 2}
+    found: dict[Parameter, None] = {}
+    for name, module in _named_submodules(modules):
+        if _is_target(config, name):
+            found.update(dict.fromkeys(p for p in module.parameters(recurse=False) if id(p) in wanted))
+    return list(found)
+
+
+def reachable_layers(
+    modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], config: PeftConfig
+) -> list[nn.Module]:
+    """The layers of the shared modules that a PEFT adapter can change, each weight once."""
+    wanted = {id(parameter) for parameter in shared}
+    layers: dict[int, nn.Module] = {}
+    for name, module in _named_submodules(modules):
+        # A parametrized layer computes its weight, so that its parameters lack the plain name.
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if isinstance(module, _LAYERS) and id(weight) in wanted and _fits(module, config) and _is_target(config, name):
+            layers.setdefault(id(weight), module)
+    return list(layers.values())
+
+
+def unreachable_message(config: PeftConfig) -> str:
+    """What to say when an adapter reaches no shared weight."""
+    targets = getattr(config, "target_modules", None)
+    return (
+        f"`adapter` ({type(config).__name__}, target_modules={targets!r}) reaches no weight of the shared modules."
+        " PEFT adapters reach Linear, Conv1d, Conv2d, Conv3d and Embedding layers that require a gradient; the level"
+        " set search also reaches any other weight with two or more dimensions. Leave `target_modules` unset to take"
+        " all."
+    )
+
+
+def check_config(config: object) -> PeftConfig:
+    """Accept a PEFT configuration whose weight change is a plain, deterministic sum."""
+    if not isinstance(config, PeftConfig) or config.peft_type not in _KINDS:
+        raise ValueError(
+            f"`adapter` must be a peft.LoraConfig, peft.LoHaConfig or peft.LoKrConfig; got {config!r}. Other adapters"
+            " do not add a change to the weights."
+        )
+    if getattr(config, "use_dora", False):
+        raise ValueError("`adapter` must not use DoRA, whose change of the weights is not a plain sum: use_dora=False.")
+    for name in ("rank_pattern", "alpha_pattern"):
+        if getattr(config, name, None):
+            raise ValueError(
+                f"`adapter` must have one rank and alpha for all layers; got {name}={getattr(config, name)}."
+            )
+    for name in ("lora_dropout", "module_dropout", "rank_dropout"):
+        if getattr(config, name, 0.0):
+            raise ValueError(
+                f"`adapter` must not use dropout, which would move the losses at random; got"
+                f" {name}={getattr(config, name)}. Set it to 0."
+            )
+    if getattr(config, "bias", "none") != "none":
+        raise ValueError(f"`adapter` must leave the biases alone; got bias={config.bias!r}. Set it to 'none'.")  # type: ignore[attr-defined]
+    return config
+
+
+def _named_submodules(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    for prefix, root in modules:
+        for name, module in root.named_modules():
+            yield (f"{prefix}.{name}" if name else prefix), module
+
+
+def _is_target(config: PeftConfig, name: str) -> bool:
+    if getattr(config, "target_modules", None) in (None, "all-linear"):
+        return True
+    return bool(check_target_module_exists(config, name))
+
+
+def _fits(module: nn.Module, config: PeftConfig) -> bool:
+    grouped = getattr(module, "groups", 1) != 1
+    embedding_or_volume = isinstance(module, (nn.Embedding, nn.Conv3d))
+    if config.peft_type == PeftType.LORA:
+        return not grouped
+    return not embedding_or_volume
+
+
+def _targeting(config: PeftConfig, num_layers: int) -> PeftConfig:
+    """The same configuration for the layers of the container, which are chosen already."""
+    config = copy.copy(config)
+    for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        if hasattr(config, name):
+            setattr(config, name, None)
+    config.target_modules = {f"layer{index}" for index in range(num_layers)}  # type: ignore[attr-defined]
+    return config

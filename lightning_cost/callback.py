@@ -1,0 +1,435 @@
+"""Symmetry teleportation as a Lightning callback."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from peft import LoraConfig, PeftConfig
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_cost.adapters import check_config
+from lightning_cost.gradients import TaskGradients
+from lightning_cost.history import History, HistoryReuse
+from lightning_cost.invariance import Invariance, drift
+from lightning_cost.landscape import Landscape, Point
+from lightning_cost.mixin import MultiTaskMixin
+from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective, SampledSharpness
+from lightning_cost.progress import StageDisplay
+from lightning_cost.replay import RecordedBatch, without_trace
+from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search
+from lightning_cost.teleport import Outcome, Teleporter, TeleportReport
+from lightning_cost.triggers import TRIGGERS, Schedule, Trigger, TriggerName
+
+__all__ = ["SymmetryTeleportCallback"]
+
+ObjectiveName = Literal["conflict", "sharpness", "gradient_norm"]
+SearchName = Literal["level_set", "penalty"]
+
+_OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "conflict": ConflictAlignment,
+    "sharpness": SampledSharpness,
+    "gradient_norm": GradientNorm,
+}
+_SEARCHES: dict[str, Callable[[], Search]] = {"level_set": LevelSetSearch, "penalty": PenaltySearch}
+
+
+class SymmetryTeleportCallback(Callback):
+    r"""Teleports the shared module, when its tasks conflict, to a point with the same losses and less conflict (COST).
+
+    Add it to the Trainer of any :class:`~lightning_cost.mixin.MultiTaskMixin`. Before an optimizer step it checks the
+    trigger on the task gradients. If they conflict, it searches for a change of the shared weights that leaves the task
+    losses on the batch as they are and lessens the conflict, and moves there if there is one; a teleport that fails
+    changes nothing. The step then goes on from the new point with its own task gradients, by whatever multi-task method
+    the module uses. With the callback removed, the module trains with that method alone.
+
+    The defaults are what evidence favored, not what the paper does; :meth:`paper` gives its settings.
+
+    Args:
+        trigger: When to teleport. ``"dominated"``: the task with the smallest gradient conflicts with the mean (Eq. 3).
+            ``"majority"``: at least half of the tasks do (Eq. 4). ``"any"``: any does. ``"weak"``: any two tasks
+            conflict. Or a function from :class:`~lightning_cost.gradients.TaskGradients` to a bool.
+        objective: What to increase: ``"conflict"`` (:class:`~lightning_cost.objectives.ConflictAlignment`),
+            ``"sharpness"`` (:class:`~lightning_cost.objectives.SampledSharpness`, Eq. 8 to 10), ``"gradient_norm"``
+            (:class:`~lightning_cost.objectives.GradientNorm`), or an objective.
+        search: How to get there: ``"level_set"`` (:class:`~lightning_cost.searches.LevelSetSearch`), ``"penalty"``
+            (:class:`~lightning_cost.searches.PenaltySearch`, Eq. 11), or a search.
+        adapter: PEFT configuration of the change of the weights; ``None`` for LoRA of rank 5, the paper's. Its
+            ``target_modules``, if set, choose among the layers of the shared module.
+        start_epoch: First epoch with checks, counted from 0.
+        max_per_epoch: Most teleports tried in an epoch; ``None`` for no limit.
+        check_every_n_steps: Check the trigger at every n-th optimizer step.
+        tolerance: Largest accepted relative change of a task loss on the teleport's batches. ``None`` accepts every
+            finite result, as the paper does.
+        invariance: What the tolerance holds for: the loss of each task (``"per_task"``) or their ``"mean"``.
+        num_batches: How many of the most recent batches define the level set.
+        history: What the optimizer keeps of its history: ``"keep"`` all, ``"paper"`` as much as Eq. 12 and 13 say,
+            ``"momentum"`` likewise but only of the first moment, ``"reset"`` nothing.
+        seed: Seed of the random numbers of the search. The training loop's own are never touched.
+
+    Attributes:
+        reports: A :class:`~lightning_cost.teleport.TeleportReport` for each teleport that was tried.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        MisconfigurationException: In ``setup`` or ``on_fit_start``, if the Trainer or the module is not supported.
+
+    Example::
+
+        class LitModel(MultiTaskMixin, LightningModule): ...
+
+
+        teleport = SymmetryTeleportCallback()
+        trainer = Trainer(callbacks=[teleport])
+        trainer.fit(LitModel(), datamodule=...)
+        print(sum(report.accepted for report in teleport.reports))
+
+    Logs, as averages over an epoch, ``cost/conflict_share`` (share of the checks that found conflict) and, as sums,
+    ``cost/accepted`` and ``cost/rejected``; and at every accepted teleport ``cost/drift``, ``cost/cosine_before`` and
+    ``cost/cosine_after`` (the smallest cosine of a task with the mean).
+    """
+
+    def __init__(
+        self,
+        trigger: TriggerName | Trigger = "dominated",
+        objective: ObjectiveName | Objective = "conflict",
+        search: SearchName | Search = "level_set",
+        adapter: PeftConfig | None = None,
+        start_epoch: int = 1,
+        max_per_epoch: int | None = None,
+        check_every_n_steps: int = 1,
+        tolerance: float | None = 0.02,
+        invariance: Invariance = "per_task",
+        num_batches: int = 1,
+        history: History = "keep",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not callable(trigger) and trigger not in TRIGGERS:
+            raise ValueError(
+                f"`trigger` must be one of {list(TRIGGERS)} or a function of TaskGradients; got {trigger!r}."
+            )
+        if tolerance is not None and not 0 < tolerance < math.inf:
+            raise ValueError(f"`tolerance` must be a positive number, or None for no limit; got {tolerance!r}.")
+        if invariance not in get_args(Invariance):
+            raise ValueError(f"`invariance` must be one of {list(get_args(Invariance))}; got {invariance!r}.")
+        if not isinstance(num_batches, int) or isinstance(num_batches, bool) or num_batches < 1:
+            raise ValueError(f"`num_batches` must be an integer of at least 1; got {num_batches!r}.")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"`seed` must be an integer; got {seed!r}.")
+        self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
+        self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
+        self.num_batches = num_batches
+        self.reports: list[TeleportReport] = []
+        self._teleporter = Teleporter(
+            _objective(objective),
+            _search(search),
+            check_config(LoraConfig(r=5) if adapter is None else adapter),
+            invariance,
+            tolerance,
+        )
+        self._history = HistoryReuse(history)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._epoch = _EpochCounts()
+        self._due: bool | None = None
+        self._recent: list[RecordedBatch] = []
+        self._recent_state: list[dict[str, Any]] = []
+        self._hook: RemovableHandle | None = None
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> SymmetryTeleportCallback:
+        """Algorithm 1 with the settings of the paper.
+
+        The trigger of Eq. 4, sampled sharpness as printed in Eq. 9, Adam on a LoRA of rank 5 with ``gamma=0.1`` and the
+        absolute loss fluctuation of Eq. 7, no acceptance test, historical trajectory reuse by Eq. 13, and at most one
+        teleport an epoch. What the paper leaves open (number of Adam steps, samples, radius) has the defaults of
+        :class:`~lightning_cost.searches.PenaltySearch` and :class:`~lightning_cost.objectives.SampledSharpness`.
+
+        Args:
+            overrides: Arguments of :class:`SymmetryTeleportCallback` to set otherwise, such as ``start_epoch``, which
+                the paper sets to a quarter of the epochs.
+        """
+        settings: dict[str, Any] = {
+            "trigger": "majority",
+            "objective": SampledSharpness(form="loss"),
+            "search": PenaltySearch(gamma=0.1, relative=False),
+            "adapter": LoraConfig(r=5),
+            "max_per_epoch": 1,
+            "tolerance": None,
+            "history": "paper",
+        }
+        return cls(**{**settings, **overrides})
+
+    def should_check(self, trainer: Trainer, pl_module: MultiTaskMixin) -> bool:
+        """Whether to check the trigger at the coming optimizer step. Override it for a schedule of your own.
+
+        Called once before the first batch of each optimizer step.
+        """
+        return self.schedule.due(trainer.current_epoch, trainer.global_step, self._epoch.tried)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what is not supported before training starts."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, MultiTaskMixin):
+            raise MisconfigurationException(
+                f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
+                " does not. Write `class YourModule(MultiTaskMixin, LightningModule)` and its `task_losses`."
+            )
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"SymmetryTeleportCallback needs automatic optimization; {type(pl_module).__name__} sets"
+                " `automatic_optimization = False`."
+            )
+        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise MisconfigurationException(
+                "SymmetryTeleportCallback supports training on a single device; got strategy"
+                f" {type(trainer.strategy).__name__}. Use `devices=1, strategy='auto'`."
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise MisconfigurationException(
+                f"SymmetryTeleportCallback does not support a gradient scaler; got precision={trainer.precision!r}. Use"
+                " 'bf16-mixed' or '32-true'."
+            )
+        if not is_overridden("configure_model", pl_module):
+            self._check_reach(pl_module)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the optimizer, and hook historical trajectory reuse into its step."""
+        assert isinstance(pl_module, MultiTaskMixin)
+        self._check_reach(pl_module)
+        optimizers = trainer.optimizers
+        if len(optimizers) != 1:
+            raise MisconfigurationException(
+                "SymmetryTeleportCallback needs exactly one optimizer; `configure_optimizers` returned"
+                f" {len(optimizers)}. Use parameter groups for different learning rates."
+            )
+        if isinstance(optimizers[0], LBFGS):
+            raise MisconfigurationException(
+                "SymmetryTeleportCallback does not support LBFGS, which evaluates its closure several times a step."
+            )
+        try:
+            self._history.check(optimizers[0])
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        self._due = None
+        self._remove_hook()
+        self._hook = optimizers[0].register_step_pre_hook(self._history.pre_step_hook)
+        self._recent = [RecordedBatch.from_state_dict(state, pl_module.device) for state in self._recent_state]
+        self._recent_state = []
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizer as it was."""
+        self._remove_hook()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count anew, unless training resumes in the middle of this epoch."""
+        if self._epoch.epoch != trainer.current_epoch:
+            self._epoch = _EpochCounts(epoch=trainer.current_epoch)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ask for the task gradients of the coming optimizer step if a check is due."""
+        assert isinstance(pl_module, MultiTaskMixin)
+        if self._due is None:
+            self._due = self.should_check(trainer, pl_module)
+        if self._due:
+            pl_module.request_task_gradients()
+        if self._due or self.num_batches > 1:
+            pl_module.record_batches()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Check the trigger, and teleport if it fires."""
+        assert isinstance(pl_module, MultiTaskMixin)
+        due, self._due = self._due, None
+        self._history.disarm()
+        window = pl_module.recorded_batches
+        batches = [*self._recent, *window][-max(self.num_batches, len(window)) :]
+        if due:
+            self._check(trainer, pl_module, optimizer, window, batches)
+        self._recent = batches[len(batches) - self.num_batches + 1 :] if self.num_batches > 1 else []
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the counts of the epoch."""
+        if self._epoch.checks:
+            pl_module.log_dict(
+                {
+                    "cost/conflict_share": self._epoch.conflicts / self._epoch.checks,
+                    "cost/accepted": float(self._epoch.accepted),
+                    "cost/rejected": float(self._epoch.tried - self._epoch.accepted),
+                }
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The reports, the counts of the epoch, the state of the random numbers, and the batches that are held."""
+        return {
+            "reports": [asdict(report) for report in self.reports],
+            "epoch": asdict(self._epoch),
+            "generator": self._generator.get_state(),
+            "recent": [record.state_dict() for record in self._recent],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken."""
+        self.reports = [TeleportReport(**report) for report in state_dict["reports"]]
+        self._epoch = _EpochCounts(**state_dict["epoch"])
+        self._generator.set_state(state_dict["generator"].cpu())
+        self._recent_state = state_dict["recent"]
+
+    def _check(
+        self,
+        trainer: Trainer,
+        module: MultiTaskMixin,
+        optimizer: Optimizer,
+        window: Sequence[RecordedBatch],
+        batches: Sequence[RecordedBatch],
+    ) -> None:
+        gradients = module.task_gradients
+        assert gradients is not None
+        if len(gradients.names) < 2:
+            raise MisconfigurationException(
+                f"SymmetryTeleportCallback needs at least 2 tasks; `task_losses` returned only {gradients.names[0]!r}."
+            )
+        self._epoch.checks += 1
+        if not self.trigger(gradients):
+            return
+        self._epoch.conflicts += 1
+        self._epoch.tried += 1
+        report = self._teleport(trainer, module, optimizer, gradients, window, batches)
+        self.reports.append(report)
+        if report.accepted:
+            self._epoch.accepted += 1
+            module.log_dict(
+                {
+                    "cost/drift": report.drift,
+                    "cost/cosine_before": min(report.cosines_before.values()),
+                    "cost/cosine_after": min(report.cosines_after.values()),
+                }
+            )
+
+    def _teleport(
+        self,
+        trainer: Trainer,
+        module: MultiTaskMixin,
+        optimizer: Optimizer,
+        gradients: TaskGradients,
+        window: Sequence[RecordedBatch],
+        batches: Sequence[RecordedBatch],
+    ) -> TeleportReport:
+        began = time.perf_counter()
+        update = Landscape(module, window, self._generator)
+        held = update if len(batches) == len(window) else Landscape(module, batches, self._generator)
+        start = Point(torch.stack([record.losses for record in window]).mean(dim=0), gradients)
+
+        def report(outcome: Outcome) -> TeleportReport:
+            before, after, names = outcome.start, outcome.end, gradients.names
+            landscapes = {id(landscape): landscape for landscape in (held, update)}.values()
+            return TeleportReport(
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                accepted=outcome.accepted,
+                reason=outcome.reason,
+                losses_before=_by_task(names, before.losses),
+                losses_after=_by_task(names, after.losses),
+                cosines_before=_by_task(names, before.gradients.cosines),
+                cosines_after=_by_task(names, after.gradients.cosines),
+                grad_norm_before=float(before.gradients.mean_norm),
+                grad_norm_after=float(after.gradients.mean_norm),
+                sigma=outcome.sigma,
+                drift=drift(after.losses, before.losses, self._teleporter.invariance),
+                seconds=time.perf_counter() - began,
+                forwards=sum(landscape.forwards for landscape in landscapes),
+                backwards=sum(landscape.backwards for landscape in landscapes),
+                trace=self._teleporter.trace,
+            )
+
+        try:
+            with torch.enable_grad(), without_trace(module), StageDisplay(trainer) as display:
+                outcome = self._teleporter.run(
+                    held,
+                    update,
+                    start if held is update else None,
+                    module.shared_modules(),
+                    _learning_rate(optimizer, module),
+                    display,
+                )
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            self.reports.append(report(Outcome(False, reason, start, start, 0.0, None)))
+            raise
+        finished = report(outcome)
+        if outcome.update is not None:
+            self._history.arm(outcome.sigma, module.shared_parameters())
+            self._teleporter.recycle(module.exchange_task_gradients(outcome.update))
+        return finished
+
+    def _check_reach(self, module: MultiTaskMixin) -> None:
+        shared = module.shared_parameters()
+        try:
+            self._teleporter.search.check(module.shared_modules(), shared, self._teleporter.adapter)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+@dataclass
+class _EpochCounts:
+    epoch: int = -1
+    checks: int = 0
+    conflicts: int = 0
+    tried: int = 0
+    accepted: int = 0
+
+
+def _objective(value: ObjectiveName | Objective) -> Objective:
+    if isinstance(value, Objective):
+        return value
+    if value not in _OBJECTIVES:
+        raise ValueError(f"`objective` must be one of {list(_OBJECTIVES)} or an Objective; got {value!r}.")
+    return _OBJECTIVES[value]()
+
+
+def _search(value: SearchName | Search) -> Search:
+    if isinstance(value, Search):
+        return value
+    if value not in _SEARCHES:
+        raise ValueError(f"`search` must be one of {list(_SEARCHES)} or a Search; got {value!r}.")
+    return _SEARCHES[value]()
+
+
+def _by_task(names: Sequence[str], values: Tensor) -> dict[str, float]:
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _learning_rate(optimizer: Optimizer, module: MultiTaskMixin) -> float:
+    """The learning rate of the first shared parameter that the optimizer updates."""
+    shared = {id(parameter) for parameter in module.shared_parameters()}
+    for group in optimizer.param_groups:
+        if any(id(parameter) in shared for parameter in group["params"]):
+            return float(group["lr"])
+    raise MisconfigurationException(
+        "The optimizer updates none of the shared parameters. Pass them to it in `configure_optimizers`."
+    )

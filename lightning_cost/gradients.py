@@ -1,0 +1,286 @@
+"""Task gradients of the shared parameters: what conflict is measured on, and what multi-task methods aggregate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+__all__ = ["TaskGradients"]
+
+
+class TaskGradients:
+    r"""The gradients of :math:`K` task losses with respect to :math:`P` shared parameters.
+
+    ``MultiTaskMixin.task_gradients`` holds the ones of the current optimizer step. Its ``matrix`` is a preallocated
+    buffer that the next step overwrites: :meth:`clone` keeps a copy.
+
+    Symbols are those of the paper: :math:`g_i` is the gradient of task :math:`i` and :math:`g_0` their mean
+    (Definition 1). The mean is meant even where another multi-task method does the update: against the aggregate of a
+    conflict-free method no task ever conflicts.
+
+    Args:
+        names: The :math:`K` task names.
+        matrix: Tensor of shape :math:`(K, P)`, one row a task, in the order of ``names``. A column is an element of the
+            shared parameters, flattened and concatenated in their order of registration.
+
+    Example:
+        >>> import torch
+        >>> gradients = TaskGradients(["left", "right"], torch.tensor([[3.0, 4.0], [-1.0, 0.0]]))
+        >>> gradients.norms
+        tensor([5., 1.])
+        >>> gradients.mean
+        tensor([1., 2.])
+        >>> gradients.cosines
+        tensor([ 0.9839, -0.4472])
+    """
+
+    def __init__(self, names: Sequence[str], matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != len(names):
+            raise ValueError(
+                f"`matrix` must have shape (number of tasks, number of shared parameters) with {len(names)} rows, one"
+                f" for each of the tasks {list(names)}; got shape {tuple(matrix.shape)}."
+            )
+        self.names = tuple(names)
+        self.matrix = matrix
+
+    @cached_property
+    def gramian(self) -> Tensor:
+        r"""Inner products :math:`g_i \cdot g_j`, shape :math:`(K, K)`."""
+        return self.matrix @ self.matrix.T
+
+    @cached_property
+    def norms(self) -> Tensor:
+        r"""Euclidean norms :math:`\|g_i\|`, shape :math:`(K,)`."""
+        return self.gramian.diagonal().clamp_min(0).sqrt()
+
+    @property
+    def mean(self) -> Tensor:
+        r"""The mean gradient :math:`g_0`, shape :math:`(P,)`."""
+        return self.matrix.mean(dim=0)
+
+    @cached_property
+    def mean_norm(self) -> Tensor:
+        r"""Norm :math:`\|g_0\|` of the mean gradient, a scalar."""
+        return self.gramian.double().mean().clamp_min(0).sqrt().to(self.matrix.dtype)
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        r"""Cosines :math:`\cos \phi_{i0}` of each task gradient with the mean :math:`g_0`, shape :math:`(K,)`.
+
+        Negative means dominated conflict (Definition 1). A task without gradient has cosine 0.
+        """
+        gramian = self.gramian.double()
+        scale = gramian.diagonal().clamp_min(0).sqrt() * gramian.mean().clamp_min(0).sqrt()
+        return _safe_divide(gramian.mean(dim=1), scale).to(self.matrix.dtype)
+
+    @cached_property
+    def pairwise_cosines(self) -> Tensor:
+        r"""Cosines :math:`\cos \phi_{ij}` between the task gradients, shape :math:`(K, K)`.
+
+        Negative means weak conflict (Definition 1). A task without gradient has cosine 0 with every task.
+        """
+        gramian = self.gramian.double()
+        norms = gramian.diagonal().clamp_min(0).sqrt()
+        return _safe_divide(gramian, norms[:, None] * norms[None, :]).to(self.matrix.dtype)
+
+    def clone(self) -> TaskGradients:
+        """A copy that later steps do not overwrite."""
+        return TaskGradients(self.names, self.matrix.clone())
+
+    def __repr__(self) -> str:
+        return f"TaskGradients(names={list(self.names)}, shape={tuple(self.matrix.shape)})"
+
+
+def _safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    zero = denominator == 0
+    return torch.where(zero, 0.0, numerator / denominator.masked_fill(zero, 1.0)).clamp(-1.0, 1.0)
+
+
+def flatten(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: Tensor | None = None) -> Tensor:
+    """Concatenate one tensor a shared parameter (``None`` stands for zeros) into a vector of shape ``(P,)``."""
+    out = torch.empty(num_elements(shared), device=shared[0].device, dtype=row_dtype(shared)) if out is None else out
+    for view, tensor in zip(views(out, shared), tensors, strict=True):
+        if tensor is None:
+            view.zero_()
+        else:
+            view.copy_(tensor.to_dense() if tensor.is_sparse else tensor)
+    return out
+
+
+def views(vector: Tensor, shared: Sequence[Parameter]) -> Iterator[Tensor]:
+    """The slices of a ``(P,)`` vector that belong to each shared parameter, in its shape."""
+    offset = 0
+    for parameter in shared:
+        yield vector[offset : offset + parameter.numel()].view(parameter.shape)
+        offset += parameter.numel()
+
+
+def num_elements(shared: Sequence[Parameter]) -> int:
+    """The number :math:`P` of elements of the shared parameters."""
+    return sum(parameter.numel() for parameter in shared)
+
+
+def row_dtype(shared: Sequence[Parameter]) -> torch.dtype:
+    """At least float32, whatever the parameters are stored in: cosines of half-precision rows are noise."""
+    dtype = torch.float32
+    for parameter in shared:
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
+
+
+class GradientBuffer:
+    """Collects the task gradients of one optimizer step, over its micro-batches, in one preallocated matrix.
+
+    Reverse mode needs one backward pass a task, and the ordinary backward that fills the gradients of the heads is one
+    more. Where the scalarized loss weighs the tasks equally, that pass also holds the sum of all rows, so that one row
+    is had by subtraction. It is the row whose gradient was largest in the step before: subtraction rounds relative to
+    the sum of the rows, to which the largest row is no smaller than a :math:`K`-th. The first step, which knows no
+    norms yet, differentiates every task.
+    """
+
+    def __init__(self) -> None:
+        self._matrix: Tensor | None = None
+        self._names: tuple[str, ...] = ()
+        self._shared: list[Parameter] = []
+        self._largest: int | None = None
+        self._derived: int | None = None
+        self._weight: float | None = None
+        self._open = False
+        self._gradients: TaskGradients | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether gradients were added that no optimizer step has used yet."""
+        return self._open
+
+    def add(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Sequence[Parameter],
+        scale: float,
+        weight: float | None,
+    ) -> None:
+        """Add the task gradients of a micro-batch. Its ordinary backward must follow.
+
+        Args:
+            losses: Scalar task losses with a graph, which is kept.
+            shared: The shared parameters.
+            scale: Factor of this micro-batch, one over the number of micro-batches.
+            weight: The common factor of the task losses in the scalarized loss; ``None`` if they differ.
+
+        Raises:
+            RuntimeError: If a task has no gradient with respect to any shared parameter.
+        """
+        first = not self._open
+        if first:
+            self._begin(tuple(losses), list(shared), weight)
+        assert self._matrix is not None
+        for index, (name, loss) in enumerate(losses.items()):
+            if index == self._derived and loss.requires_grad:
+                continue
+            gradients = task_gradient(name, loss, self._shared, scale)
+            row = self._matrix[index]
+            if first:
+                flatten(gradients, self._shared, out=row)
+            else:
+                for view, gradient in zip(views(row, self._shared), gradients, strict=True):
+                    if gradient is not None:
+                        view.add_(gradient)
+        self._gradients = None
+
+    def gradients(self) -> TaskGradients | None:
+        """The task gradients added since the last :meth:`close`, or up to it; ``None`` before the first."""
+        if self._gradients is None and self._matrix is not None:
+            if self._derived is not None:
+                self._subtract_others(self._derived)
+            self._gradients = TaskGradients(self._names, self._matrix)
+            if self._derived is not None:
+                self._silence_rounding(self._derived)
+        return self._gradients
+
+    def close(self) -> None:
+        """Mark the gradients as used: the next :meth:`add` starts anew. They stay readable until then."""
+        gradients = self.gradients()
+        if gradients is not None:
+            self._largest = int(gradients.norms.argmax())
+        self._open = False
+        self._derived = None
+
+    def restart(self, expected: TaskGradients | None = None) -> None:
+        """Discard what was added.
+
+        Args:
+            expected: Task gradients whose largest is expected to be the largest here as well.
+        """
+        self._open = False
+        self._gradients = None
+        self._derived = None
+        if expected is not None:
+            self._names, self._largest = expected.names, int(expected.norms.argmax())
+
+    def _begin(self, names: tuple[str, ...], shared: list[Parameter], weight: float | None) -> None:
+        if names != self._names:
+            self._names, self._largest = names, None
+        shape = (len(names), num_elements(shared))
+        like = shared[0]
+        dtype = row_dtype(shared)
+        if (
+            self._matrix is None
+            or self._matrix.shape != shape
+            or self._matrix.device != like.device
+            or self._matrix.dtype != dtype
+        ):
+            self._matrix = torch.empty(shape, device=like.device, dtype=dtype)
+        self._shared = shared
+        self._weight = weight
+        self._derived = self._largest if weight is not None and len(names) > 1 else None
+        self._open = True
+
+    def _subtract_others(self, index: int) -> None:
+        assert self._matrix is not None
+        assert self._weight is not None
+        row = self._matrix[index]
+        flatten([parameter.grad for parameter in self._shared], self._shared, out=row)
+        coefficients = self._matrix.new_full((len(self._names),), -1.0)
+        coefficients[index] = 1.0 / self._weight
+        row.copy_(coefficients @ self._matrix)
+
+    def _silence_rounding(self, index: int) -> None:
+        """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""
+        assert self._matrix is not None
+        assert self._gradients is not None
+        norms = self._gradients.norms
+        if norms[index] <= 4 * len(norms) * torch.finfo(norms.dtype).eps * norms.max():
+            self._matrix[index].zero_()
+            self._gradients = TaskGradients(self._names, self._matrix)
+
+
+def task_gradient(
+    name: str, loss: Tensor, shared: Sequence[Parameter], scale: float = 1.0, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradient of ``scale * loss`` with respect to each shared parameter, ``None`` where the task does not touch it.
+
+    Raises:
+        RuntimeError: If the task has no gradient with respect to any shared parameter.
+    """
+    gradients: tuple[Tensor | None, ...] = (None,)
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(
+            loss,
+            shared,
+            grad_outputs=None if scale == 1.0 else torch.full_like(loss, scale),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    if all(gradient is None for gradient in gradients):
+        raise RuntimeError(
+            f"The loss of task {name!r} has no gradient with respect to the shared parameters. Compute it from the"
+            " output of `shared_module` without detaching it; if the backbone uses reentrant activation checkpointing,"
+            " pass `use_reentrant=False`."
+        )
+    return gradients

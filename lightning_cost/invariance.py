@@ -1,0 +1,94 @@
+"""Which losses a teleport holds, and how to get back to where they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_cost.gradients import TaskGradients
+
+__all__ = ["Invariance", "LevelSet", "drift", "loss_fluctuation"]
+
+Invariance: TypeAlias = Literal["per_task", "mean"]
+"""``"per_task"`` holds the loss of every task (Eq. 5), ``"mean"`` only their mean."""
+
+
+def held_losses(losses: Tensor, invariance: Invariance) -> Tensor:
+    """The losses that are held: all of them, shape ``(K,)``, or their mean, shape ``(1,)``."""
+    return losses if invariance == "per_task" else losses.mean(dim=-1, keepdim=True)
+
+
+def drift(losses: Tensor, reference: Tensor, invariance: Invariance) -> float:
+    """The largest relative change of a held loss; not a number or infinite if a loss is."""
+    held, before = held_losses(losses.double(), invariance), held_losses(reference.double(), invariance)
+    change = (held - before).abs()
+    return float(torch.where(change == 0, 0.0, change / before.abs()).max())
+
+
+def loss_fluctuation(losses: Tensor, reference: Tensor, invariance: Invariance, *, relative: bool) -> Tensor:
+    r"""The loss fluctuation :math:`L_t = \frac{1}{K} \sum_i |L_i - L_i^*|` (Eq. 7), a scalar.
+
+    Args:
+        losses: The losses :math:`L_i`, shape ``(K,)``.
+        reference: The losses :math:`L_i^*` before teleporting, shape ``(K,)``.
+        invariance: Which losses are held.
+        relative: Divide each change by :math:`|L_i^*|`, which tasks of different scale need; Eq. 7 does not.
+    """
+    held, before = held_losses(losses, invariance), held_losses(reference, invariance)
+    change = (held - before).abs()
+    if relative:
+        change = change / before.abs().clamp_min(torch.finfo(before.dtype).tiny)
+    return change.mean()
+
+
+def loss_fluctuation_weights(losses: Tensor, reference: Tensor, invariance: Invariance, *, relative: bool) -> Tensor:
+    """The derivative of :func:`loss_fluctuation` with respect to the losses, shape ``(K,)``."""
+    with torch.enable_grad():
+        variable = losses.detach().clone().requires_grad_()
+        value = loss_fluctuation(variable, reference, invariance, relative=relative)
+        gradient: Tensor = torch.autograd.grad(value, variable)[0]
+    return gradient
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    r"""The set of parameters with the losses of a point, to first order around it.
+
+    With the gradients :math:`A` of the held losses as rows, :meth:`tangent` removes :math:`A^T (A A^T)^+ A v` from a
+    vector :math:`v` and :meth:`retraction` is :math:`-A^T (A A^T)^+ r` for residuals :math:`r`: a chord step of
+    Newton's method. Rows are scaled to unit length before the pseudo-inverse, so that tasks of any scale count alike.
+
+    Args:
+        gradients: Task gradients at the point.
+        invariance: Which losses are held.
+    """
+
+    gradients: TaskGradients
+    invariance: Invariance
+
+    def tangent(self, vector: Tensor) -> Tensor:
+        """The part of a vector of shape ``(P,)`` along which no held loss changes to first order."""
+        return vector - self._combine(self.gradients.matrix @ vector)
+
+    def retraction(self, residuals: Tensor) -> Tensor:
+        """The smallest step, shape ``(P,)``, that to first order undoes residuals of the losses, shape ``(K,)``."""
+        return -self._combine(residuals)
+
+    def _combine(self, changes: Tensor) -> Tensor:
+        gramian = self.gradients.gramian.double().cpu()
+        selection = torch.eye(len(gramian), dtype=torch.float64)
+        if self.invariance == "mean":
+            selection = selection.mean(dim=0, keepdim=True)
+        gramian = selection @ gramian @ selection.T
+        norms = gramian.diagonal().clamp_min(0).sqrt()
+        inverse = torch.where(norms > 0, 1 / norms, 0.0)
+        scaled = inverse[:, None] * gramian * inverse[None, :]
+        solution = torch.linalg.pinv(scaled, rtol=1e-6, hermitian=True) @ (
+            inverse * (selection @ changes.double().cpu())
+        )
+        weights = selection.T @ (inverse * solution)
+        combined: Tensor = weights.to(self.gradients.matrix) @ self.gradients.matrix
+        return combined

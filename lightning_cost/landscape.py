@@ -1,0 +1,191 @@
+"""The task losses of recorded batches as a function of the shared parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_cost.gradients import (
+    GradientBuffer,
+    TaskGradients,
+    flatten,
+    num_elements,
+    row_dtype,
+    task_gradient,
+    views,
+)
+from lightning_cost.mixin import MultiTaskMixin, StepLosses
+from lightning_cost.replay import RecordedBatch
+
+__all__ = ["Landscape", "Point"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of the task losses where the shared parameters are.
+
+    Attributes:
+        losses: Task losses, shape ``(K,)``.
+        evaluated: Their gradients with respect to the shared parameters, if they are known.
+    """
+
+    losses: Tensor
+    evaluated: TaskGradients | None = None
+
+    @property
+    def gradients(self) -> TaskGradients:
+        """The task gradients; an error if the search did not evaluate them."""
+        if self.evaluated is None:
+            raise RuntimeError(
+                "The task gradients of this point were not evaluated: an objective that reads them must set"
+                " `uses_task_gradients = True`."
+            )
+        return self.evaluated
+
+
+class Landscape:
+    """The task losses of recorded batches, averaged over them, as a function of the :math:`P` shared parameters.
+
+    The parameters of the module are the position: :meth:`move_to` writes into them. Every evaluation of a batch starts
+    from the random state that it was recorded with, so that dropout masks are those of the training step.
+
+    Args:
+        module: The module, whose buffers and metrics the caller preserves.
+        batches: The recorded batches, at least one.
+        generator: Source of the random numbers of a search, on the CPU.
+
+    Attributes:
+        shared: The shared parameters.
+        generator: See above. The global generators will not do: every evaluation rewinds them.
+        forwards: Number of forward passes so far.
+        backwards: Number of backward passes so far.
+    """
+
+    def __init__(self, module: MultiTaskMixin, batches: Sequence[RecordedBatch], generator: torch.Generator) -> None:
+        if not batches:
+            raise ValueError("`batches` must hold at least one recorded batch; got none.")
+        self._module = module
+        self._batches = list(batches)
+        self.shared = module.shared_parameters()
+        self.generator = generator
+        self.forwards = 0
+        self.backwards = 0
+
+    @property
+    def num_parameters(self) -> int:
+        """The number :math:`P` of elements of the shared parameters."""
+        return num_elements(self.shared)
+
+    def position(self) -> Tensor:
+        """A copy of the shared parameters, shape ``(P,)``."""
+        return flatten([parameter.detach() for parameter in self.shared], self.shared)
+
+    @torch.no_grad()
+    def move_to(self, position: Tensor) -> None:
+        """Write a vector of shape ``(P,)`` into the shared parameters."""
+        for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
+            parameter.copy_(view)
+
+    def standard_normal(self) -> Tensor:
+        """A standard normal vector of shape ``(P,)``, from the generator of the search."""
+        return torch.randn(self.num_parameters, generator=self.generator).to(self._zeros())
+
+    def grads(self) -> list[Tensor | None]:
+        """``.grad`` of every parameter of the module: the tensors themselves, since evaluations make new ones."""
+        return [parameter.grad for parameter in self._module.parameters()]
+
+    def go_back(self, position: Tensor, grads: Sequence[Tensor | None]) -> None:
+        """Return to where :meth:`position` and :meth:`grads` were taken."""
+        self.move_to(position)
+        for parameter, grad in zip(self._module.parameters(), grads, strict=True):
+            parameter.grad = grad
+
+    @torch.no_grad()
+    def losses(self) -> Tensor:
+        """The task losses here, shape ``(K,)``: one forward pass a batch."""
+        return self._mean([self._forward(batch).values for batch in self._batches])
+
+    def gradient(self, weights: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient of a weighted sum of the task losses: one forward and one backward pass a batch.
+
+        Args:
+            weights: The weights, shape ``(K,)``, or a function of the losses that returns them.
+
+        Returns:
+            The losses, shape ``(K,)``, and the gradient, shape ``(P,)``.
+        """
+        losses = self.losses() if callable(weights) and len(self._batches) > 1 else None
+        total, seen = self._zeros(), []
+        for batch in self._batches:
+            step = self._forward(batch)
+            seen.append(step.values)
+            chosen = weights(step.values if losses is None else losses) if callable(weights) else weights
+            terms = [weight * loss for weight, loss in zip(chosen.tolist(), step.by_task.values(), strict=True)]
+            total += flatten(torch.autograd.grad(torch.stack(terms).sum(), self.shared, allow_unused=True), self.shared)
+            self.backwards += 1
+        return self._mean(seen), total / len(self._batches)
+
+    def hessian_vector_products(self, weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Exact Hessians of weighted sums of the task losses, times vectors, by differentiating twice.
+
+        Args:
+            weights: Weights of the task losses, each of shape ``(K,)``.
+            vectors: One vector for each of them, shape ``(P,)``.
+
+        Returns:
+            One product for each, shape ``(P,)``.
+        """
+        products = [self._zeros() for _ in vectors]
+        for batch in self._batches:
+            values = torch.stack(list(self._forward(batch).by_task.values()))
+            for index, (weight, vector) in enumerate(zip(weights, vectors, strict=True)):
+                loss = (weight.to(values) * values).sum()
+                gradients = task_gradient("weighted sum", loss, self.shared, create_graph=True)
+                pieces = zip(gradients, views(vector, self.shared), strict=True)
+                curved = [(g * v).sum() for g, v in pieces if g is not None and g.requires_grad]
+                if curved:
+                    inner = torch.stack(curved).sum()
+                    second = torch.autograd.grad(inner, self.shared, retain_graph=True, allow_unused=True)
+                    products[index] += flatten(second, self.shared)
+                self.backwards += 2
+        return [product / len(self._batches) for product in products]
+
+    def point(self, buffer: GradientBuffer, admits: Callable[[Tensor], bool] | None = None) -> Point | None:
+        """The losses and task gradients here, and ``.grad`` of every parameter of the module.
+
+        Args:
+            buffer: Where the task gradients go.
+            admits: Asked about the losses before anything is differentiated; on ``False`` the answer is ``None``.
+        """
+        if admits is not None and len(self._batches) > 1 and not admits(self.losses()):
+            return None
+        for parameter in self._module.parameters():
+            parameter.grad = None
+        seen = []
+        for batch in self._batches:
+            step = self._forward(batch)
+            seen.append(step.values)
+            if admits is not None and len(self._batches) == 1 and not admits(step.values):
+                return None
+            scale = 1 / len(self._batches)
+            buffer.add(step.by_task, self.shared, scale, step.weight)
+            (step.total * scale).backward()
+            self.backwards += len(step.by_task)
+        gradients = buffer.gradients()
+        assert gradients is not None
+        return Point(self._mean(seen), gradients)
+
+    def _forward(self, batch: RecordedBatch) -> StepLosses:
+        batch.rng.restore()
+        with self._module.trainer.precision_plugin.train_step_context():
+            self.forwards += 1
+            return self._module.evaluate_tasks(batch.batch, batch.batch_idx)
+
+    def _mean(self, losses: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(losses)).mean(dim=0)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.num_parameters, device=self.shared[0].device, dtype=row_dtype(self.shared))

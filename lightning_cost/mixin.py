@@ -1,0 +1,324 @@
+"""Gradient-based multi-task learning under Lightning's automatic optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torchjd.aggregation import Aggregator
+from torchjd.scalarization import Scalarizer
+from typing_extensions import override
+
+from lightning_cost.gradients import GradientBuffer, TaskGradients, views
+from lightning_cost.replay import RecordedBatch
+from lightning_cost.rng import RngState
+
+__all__ = ["MultiTaskMixin"]
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The task losses of one batch and the scalar that is differentiated for everything that is not shared.
+
+    Attributes:
+        by_task: Scalar losses with a graph, in the order of the tasks.
+        total: Their scalarization.
+        weight: The common factor of the task losses in ``total``; ``None`` if they differ.
+    """
+
+    by_task: dict[str, Tensor]
+    total: Tensor
+    weight: float | None
+
+    @property
+    def values(self) -> Tensor:
+        """The losses without graph, shape ``(K,)``."""
+        return torch.stack([loss.detach() for loss in self.by_task.values()])
+
+
+class MultiTaskMixin(LightningModule):
+    """Trains a LightningModule with several task losses and any TorchJD method.
+
+    Subclass it before ``LightningModule``, write :meth:`task_losses` instead of ``training_step``, and name the shared
+    module. Everything else is Lightning's automatic optimization: one optimizer, any scheduler, clipping, accumulation,
+    checkpoints.
+
+    What the shared parameters are updated with follows ``mtl_method``:
+
+    - ``None``: the gradient of the mean of the losses (linear scalarization, LS).
+    - a :class:`torchjd.scalarization.Scalarizer`: the gradient of its value.
+    - a :class:`torchjd.aggregation.Aggregator`: its aggregation of the task gradients. The other parameters (the heads)
+      get the gradient of the sum of the losses, that is of their own.
+
+    The task losses are logged as ``train/<task>_loss``, their scalarization as ``train/loss``.
+
+    If you override ``training_step``, ``backward`` or ``on_before_optimizer_step``, call ``super()`` in them. To add a
+    regularization term, add it to the task losses: a term that only the returned loss holds belongs to no task.
+
+    Attributes:
+        shared_module: Name of the attribute that holds the shared module, or a sequence of names. Dotted paths reach
+            into submodules. All their parameters that require a gradient are shared.
+        mtl_method: The multi-task method; set it in ``__init__`` after ``super().__init__()``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchjd.aggregation import UPGrad
+        >>> class LitModel(MultiTaskMixin, LightningModule):
+        ...     shared_module = "backbone"
+        ...
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.mtl_method = UPGrad()
+        ...         self.backbone = nn.Linear(4, 8)
+        ...         self.heads = nn.ModuleDict({"left": nn.Linear(8, 1), "right": nn.Linear(8, 1)})
+        ...
+        ...     def task_losses(self, batch, batch_idx):
+        ...         features = self.backbone(batch["x"]).relu()
+        ...         return {name: (head(features) - batch[name]).pow(2).mean() for name, head in self.heads.items()}
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters(), lr=1e-3)
+    """
+
+    shared_module: str | Sequence[str] = "backbone"
+    # Annotated only: a class attribute would hide the submodule that `self.mtl_method = ...` registers.
+    mtl_method: Aggregator | Scalarizer | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gradient_buffer = GradientBuffer()
+        self._task_names: tuple[str, ...] | None = None
+        self._step_losses: StepLosses | None = None
+        self._recorded: list[RecordedBatch] = []
+        self._recording = False
+        self._requested = False
+        self._has_task_gradients = False
+        self._unused_since_step: int | None = None
+
+    def task_losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
+        """Compute the loss of every task on a batch. This is what you write.
+
+        It is called once a training step, and again on the same batch while a teleport searches; buffers, metrics,
+        random numbers and logging of those further calls leave no trace.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its index in the epoch.
+
+        Returns:
+            Scalar losses by task name, at least two to train more than one task. The names must stay the same for a
+            run. To weigh the tasks, weigh the losses here.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `task_losses(self, batch, batch_idx)`: a scalar loss for each task."
+        )
+
+    @property
+    def task_gradients(self) -> TaskGradients | None:
+        """The task gradients of the current optimizer step.
+
+        Available after ``backward`` (in ``on_after_backward``, ``on_before_optimizer_step`` and later) if somebody
+        needs them in this step: an aggregator, a trigger check that is due, or :meth:`request_task_gradients`.
+        ``None`` otherwise, and then the step cost what plain Lightning costs.
+        """
+        return self._gradient_buffer.gradients() if self._has_task_gradients else None
+
+    def request_task_gradients(self) -> None:
+        """Have the coming backward passes compute the task gradients, until the next optimizer step.
+
+        Call it before ``training_step``, for example in ``on_train_batch_start`` of a callback.
+        """
+        self._requested = True
+
+    def record_batches(self) -> None:
+        """Have the coming training steps keep their batches, until the next optimizer step."""
+        self._recording = True
+
+    @property
+    def recorded_batches(self) -> list[RecordedBatch]:
+        """The batches of the current optimizer step, if :meth:`record_batches` was called before them."""
+        return self._recorded
+
+    def exchange_task_gradients(self, buffer: GradientBuffer) -> GradientBuffer:
+        """Update with other task gradients, whose ordinary gradients are in ``.grad``; returns the old buffer."""
+        old, self._gradient_buffer = self._gradient_buffer, buffer
+        return old
+
+    def shared_modules(self) -> list[tuple[str, nn.Module]]:
+        """The modules that ``shared_module`` names, with their paths.
+
+        Raises:
+            MisconfigurationException: If there is no such module.
+        """
+        names = [self.shared_module] if isinstance(self.shared_module, str) else list(self.shared_module)
+        return [(name, self._shared_module(name)) for name in names]
+
+    def shared_parameters(self) -> list[Parameter]:
+        """The parameters of ``shared_module`` that require a gradient, each once.
+
+        Raises:
+            MisconfigurationException: If ``shared_module`` names nothing, or nothing that requires a gradient.
+        """
+        shared: dict[Parameter, None] = {}
+        for _, module in self.shared_modules():
+            shared.update(dict.fromkeys(parameter for parameter in module.parameters() if parameter.requires_grad))
+        if not shared:
+            raise MisconfigurationException(
+                f"`shared_module={self.shared_module!r}` of {type(self).__name__} has no parameter that requires a"
+                " gradient. Name the module whose parameters the tasks share, and unfreeze some of them."
+            )
+        return list(shared)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Compute, check and log the task losses; returns their scalarization. See :meth:`task_losses`."""
+        self._check_gradients_were_used()
+        rng = RngState.capture() if self._recording else None
+        losses = self.evaluate_tasks(batch, batch_idx)
+        _check_finite(losses)
+        if rng is not None:
+            self._recorded.append(RecordedBatch(batch, batch_idx, rng, losses.values))
+        self._step_losses = losses
+        if self._trainer is not None:
+            self.log_dict({f"train/{name}_loss": loss.detach() for name, loss in losses.by_task.items()})
+            self.log("train/loss", losses.total.detach())
+        return losses.total
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Collect the task gradients if anybody needs them, then run the ordinary backward."""
+        losses, self._step_losses = self._step_losses, None
+        self._has_task_gradients = self._requested or isinstance(getattr(self, "mtl_method", None), Aggregator)
+        if self._has_task_gradients:
+            if losses is None:
+                raise MisconfigurationException(
+                    f"{type(self).__name__}.training_step did not call `super().training_step(batch, batch_idx)`, so"
+                    " its task losses are unknown. Write `task_losses` instead of `training_step`, or call super."
+                )
+            _check_supported(self)
+            micro_batches = self.trainer.accumulate_grad_batches
+            if not torch.equal(loss.detach(), losses.total.detach() / micro_batches):
+                raise MisconfigurationException(
+                    f"{type(self).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
+                    f" ({float(loss) * micro_batches:g} instead of {float(losses.total):g}). What it adds belongs to no"
+                    " task, so no multi-task method can weigh it: add it to the losses that `task_losses` returns."
+                )
+            self._gradient_buffer.add(losses.by_task, self.shared_parameters(), 1 / micro_batches, losses.weight)
+            self._unused_since_step = self.trainer.global_step
+        super().backward(loss, *args, **kwargs)
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
+        if self._gradient_buffer.is_open:
+            self._gradient_buffer.close()
+            method = getattr(self, "mtl_method", None)
+            gradients = self._gradient_buffer.gradients()
+            if isinstance(method, Aggregator) and gradients is not None:
+                _write_gradient(method(gradients.matrix), self.shared_parameters())
+        self._requested = False
+        self._recording = False
+        self._recorded = []
+        self._unused_since_step = None
+
+    def evaluate_tasks(self, batch: Any, batch_idx: int) -> StepLosses:
+        """Evaluate and check :meth:`task_losses`, and scalarize them."""
+        by_task = self._checked(self.task_losses(batch, batch_idx))
+        values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in by_task.values()])
+        method = getattr(self, "mtl_method", None)
+        if method is None:
+            return StepLosses(by_task, values.mean(), 1 / len(by_task))
+        if isinstance(method, Aggregator):
+            return StepLosses(by_task, values.sum(), 1.0)
+        if isinstance(method, Scalarizer):
+            return StepLosses(by_task, method(values), None)
+        raise MisconfigurationException(
+            f"`mtl_method` must be a torchjd.aggregation.Aggregator, a torchjd.scalarization.Scalarizer or None for the"
+            f" mean of the losses; got {method!r}."
+        )
+
+    def _checked(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not isinstance(losses, Mapping) or not losses:
+            raise TypeError(
+                "`task_losses` must return a dictionary of one scalar tensor a task, such as"
+                f" {{'left': ..., 'right': ...}}; got {losses!r}."
+            )
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.ndim != 0:
+                kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
+                raise ValueError(f"The loss of task {name!r} must be a scalar tensor; got {kind}. Reduce it first.")
+        if self._task_names is None:
+            self._task_names = tuple(losses)
+        if set(losses) != set(self._task_names):
+            missing = sorted(set(self._task_names) - set(losses))
+            unknown = sorted(set(losses) - set(self._task_names))
+            raise ValueError(
+                "`task_losses` must return the same tasks at every step."
+                f" Missing now: {missing}; not there before: {unknown}. For a batch without labels of a task, return a"
+                " loss of zero that is connected to the graph, such as `0 * prediction.sum()`."
+            )
+        return {name: losses[name] for name in self._task_names}
+
+    def _check_gradients_were_used(self) -> None:
+        stale = self._unused_since_step
+        if stale is not None and self._trainer is not None and self.trainer.global_step > stale:
+            raise MisconfigurationException(
+                f"{type(self).__name__}.on_before_optimizer_step did not call"
+                " `super().on_before_optimizer_step(optimizer)`, so the task gradients were never aggregated."
+            )
+
+    def _shared_module(self, path: str) -> nn.Module:
+        try:
+            module = reduce(getattr, path.split("."), self)
+        except AttributeError as error:
+            raise MisconfigurationException(
+                f"`shared_module={self.shared_module!r}`: {type(self).__name__} has no attribute {path!r}. Name the"
+                " attribute that holds the shared module."
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise MisconfigurationException(
+                f"`shared_module={self.shared_module!r}`: attribute {path!r} must be a torch.nn.Module; got"
+                f" {type(module).__name__}."
+            )
+        return module
+
+
+def _check_finite(losses: StepLosses) -> None:
+    finite = torch.isfinite(losses.values)
+    if not finite.all():
+        bad = {
+            name: float(loss)
+            for (name, loss), ok in zip(losses.by_task.items(), finite.tolist(), strict=True)
+            if not ok
+        }
+        raise ValueError(
+            f"The loss of task {', '.join(map(repr, bad))} is not finite: {bad}. The parameters are as they were before"
+            " this step; look at the batch, the learning rate and the numerical range of that loss."
+        )
+
+
+def _check_supported(module: LightningModule) -> None:
+    trainer = module.trainer
+    if trainer.world_size > 1 or getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise MisconfigurationException(
+            "Task gradients are supported on one device without a gradient scaler; got"
+            f" {trainer.world_size} processes with precision {trainer.precision!r}. Use `devices=1` and a precision"
+            " such as '32-true' or 'bf16-mixed'."
+        )
+
+
+def _write_gradient(vector: Tensor, shared: Sequence[Parameter]) -> None:
+    for parameter, view in zip(shared, views(vector, shared), strict=True):
+        if parameter.grad is None:
+            parameter.grad = view.to(parameter.dtype, copy=True)
+        else:
+            parameter.grad.copy_(view)

@@ -1,0 +1,314 @@
+"""What a teleport looks for among the points with the same task losses."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_cost.landscape import Landscape, Point
+
+__all__ = [
+    "ConflictAlignment",
+    "GradientNorm",
+    "Objective",
+    "RandomDirection",
+    "Reversed",
+    "SampledSharpness",
+    "balance_weights",
+]
+
+Derivative = Literal["finite_difference", "double_backward"]
+
+
+class Objective(ABC):
+    """Something to increase while the task losses stay as they are.
+
+    Subclass it to search for something else: the gradient is where a search climbs, and the value must have grown for a
+    teleport to be accepted. A value of ``None`` means that nothing needs to grow.
+    """
+
+    uses_task_gradients: bool = True
+    """Whether :meth:`value_and_gradient` reads the task gradients of the point that it is given."""
+
+    def begin(self, landscape: Landscape, start: Point) -> None:
+        """Prepare for a teleport from ``start``. Called once a teleport, before anything else."""
+        return
+
+    @abstractmethod
+    def value(self, landscape: Landscape, point: Point) -> float | None:
+        """The objective at ``point``, where the landscape is; larger is better.
+
+        Called at the start and at candidates, whose task gradients are always known.
+        """
+
+    @abstractmethod
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float | None, Tensor]:
+        """The objective at ``point`` and its gradient with respect to the shared parameters, shape ``(P,)``.
+
+        The landscape is at ``point``, and must be there again on return.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class ConflictAlignment(Objective):
+    r"""The smallest cosine between a task gradient and their mean, :math:`c = \min_i \cos \phi_{i0}`.
+
+    This is conflict itself (Definition 1), where the paper maximizes sharpness instead (Eq. 8). With the worst task
+    :math:`a`, the gradient of :math:`c` takes two Hessian-vector products whatever the number of tasks is:
+    :math:`H_0 \, \partial c / \partial g_0 + H_a \, \partial c / \partial g_a`.
+
+    Args:
+        derivative: ``"finite_difference"`` takes one-sided differences of first gradients, which cost an ordinary
+            forward and backward pass each. ``"double_backward"`` is exact; not every operation supports it (cuDNN
+            RNNs do not), and it holds a second graph in memory.
+        epsilon: Length of the finite difference, relative to the norm of the shared parameters.
+    """
+
+    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = 2e-3) -> None:
+        self.derivative = _checked_derivative(derivative)
+        self.epsilon = _checked_positive("epsilon", epsilon)
+
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+        """See :meth:`Objective.value_and_gradient`. Two forward and backward passes a batch with finite differences."""
+        gradients = point.gradients
+        worst = int(gradients.cosines.argmin())
+        mean, task = gradients.mean, gradients.matrix[worst]
+        mean_norm, task_norm = mean.norm(), task.norm()
+        if mean_norm == 0 or task_norm == 0:
+            return 0.0, torch.zeros_like(mean)
+        cosine = mean @ task / (mean_norm * task_norm)
+        by_mean = (task / task_norm - cosine * mean / mean_norm) / mean_norm
+        by_task = (mean / mean_norm - cosine * task / task_norm) / task_norm
+        num_tasks = len(gradients.names)
+        average = torch.full((num_tasks,), 1 / num_tasks)
+        only_worst = torch.zeros(num_tasks)
+        only_worst[worst] = 1.0
+        if self.derivative == "double_backward":
+            products = landscape.hessian_vector_products([average, only_worst], [by_mean, by_task])
+        else:
+            products = [
+                _hessian_vector(landscape, average, mean, by_mean, self.epsilon),
+                _hessian_vector(landscape, only_worst, task, by_task, self.epsilon),
+            ]
+        return float(cosine), products[0] + products[1]
+
+    def value(self, landscape: Landscape, point: Point) -> float:
+        """The smallest cosine, in [-1, 1]."""
+        return float(point.gradients.cosines.min())
+
+    def __repr__(self) -> str:
+        return f"ConflictAlignment(derivative={self.derivative!r}, epsilon={self.epsilon})"
+
+
+class GradientNorm(Objective):
+    r"""The norm :math:`\|g_0\|` of the gradient of the mean loss: the exact form of Eq. 2 and 6.
+
+    A larger gradient and less conflict are different goals, and an optimizer like Adam ignores the first.
+
+    Args:
+        derivative: See :class:`ConflictAlignment`.
+        epsilon: See :class:`ConflictAlignment`.
+    """
+
+    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = 2e-3) -> None:
+        self.derivative = _checked_derivative(derivative)
+        self.epsilon = _checked_positive("epsilon", epsilon)
+
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+        """See :meth:`Objective.value_and_gradient`. One Hessian-vector product: :math:`H_0 g_0 / |g_0|`."""
+        mean = point.gradients.mean
+        norm = mean.norm()
+        if norm == 0:
+            return 0.0, torch.zeros_like(mean)
+        num_tasks = len(point.gradients.names)
+        average = torch.full((num_tasks,), 1 / num_tasks)
+        if self.derivative == "double_backward":
+            return float(norm), landscape.hessian_vector_products([average], [mean / norm])[0]
+        return float(norm), _hessian_vector(landscape, average, mean, mean / norm, self.epsilon)
+
+    def value(self, landscape: Landscape, point: Point) -> float:
+        """The norm of the mean gradient."""
+        return float(point.gradients.mean_norm)
+
+    def __repr__(self) -> str:
+        return f"GradientNorm(derivative={self.derivative!r}, epsilon={self.epsilon})"
+
+
+class SampledSharpness(Objective):
+    r"""The paper's stand-in for the gradient norm: losses at random points on a sphere (Eq. 8 to 10).
+
+    With :math:`\epsilon_j` uniform on the sphere of radius :math:`\delta` in the space of the shared parameters and the
+    weights :math:`R_i` of :func:`balance_weights` (Eq. 10), taken where the teleport starts, it is
+
+    - ``form="loss"``, Eq. 9 as printed: :math:`\max_j |\frac{1}{K} \sum_i R_i L_i(\theta + \epsilon_j)|`.
+    - ``form="difference"``, Eq. 8: :math:`\max_j |\frac{1}{K} \sum_i R_i (L_i(\theta + \epsilon_j) - L_i(\theta))|`.
+
+    Eq. 9 leaves out the difference because :math:`L(\theta^*)` is constant there; what is left is large where the
+    *losses* are large, which the loss invariance of Eq. 7 undoes.
+
+    Args:
+        form: ``"loss"`` or ``"difference"``.
+        samples: Number of random points. The paper does not state it.
+        radius: Radius :math:`\delta` of the sphere, in the norm of the parameters. The paper does not state it; 0.05 is
+            usual for sharpness-aware minimization.
+    """
+
+    uses_task_gradients = False
+
+    def __init__(self, form: Literal["loss", "difference"] = "loss", samples: int = 5, radius: float = 0.05) -> None:
+        if form not in ("loss", "difference"):
+            raise ValueError(f"`form` must be 'loss' (Eq. 9) or 'difference' (Eq. 8); got {form!r}.")
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"`samples` must be an integer of at least 1; got {samples!r}.")
+        self.form = form
+        self.samples = samples
+        self.radius = _checked_positive("radius", radius)
+        self._weights: Tensor | None = None
+        self._noises: list[Tensor] = []
+
+    def begin(self, landscape: Landscape, start: Point) -> None:
+        """Fix the weights :math:`R_i`, and the random points on which values before and after are compared."""
+        self._weights = balance_weights(start.gradients.norms)
+        self._noises = self._sample(landscape)
+
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+        """See :meth:`Objective.value_and_gradient`, at fresh random points.
+
+        As many forward passes a batch as samples, then one forward and backward pass, or two for the difference.
+        """
+        weights, position = self._normalized_weights(), landscape.position()
+        noises = self._sample(landscape)
+        values = self._values(landscape, point, noises)
+        best = max(range(self.samples), key=lambda j: abs(values[j]))
+        landscape.move_to(position + noises[best])
+        gradient = landscape.gradient(weights)[1]
+        landscape.move_to(position)
+        if self.form == "difference":
+            gradient = gradient - landscape.gradient(weights)[1]
+        return abs(values[best]), gradient * math.copysign(1.0, values[best])
+
+    def value(self, landscape: Landscape, point: Point) -> float:
+        """The sharpness at random points that are the same ones for the whole teleport."""
+        return max(abs(value) for value in self._values(landscape, point, self._noises))
+
+    def _sample(self, landscape: Landscape) -> list[Tensor]:
+        noises = [landscape.standard_normal() for _ in range(self.samples)]
+        return [noise * (self.radius / noise.norm()) for noise in noises]
+
+    def _normalized_weights(self) -> Tensor:
+        if self._weights is None:
+            raise RuntimeError("`begin` must be called first.")
+        return self._weights / len(self._weights)
+
+    def _values(self, landscape: Landscape, point: Point, noises: list[Tensor]) -> list[float]:
+        weights, position = self._normalized_weights(), landscape.position()
+        reference = float(weights @ point.losses.to(weights)) if self.form == "difference" else 0.0
+        values = []
+        for noise in noises:
+            landscape.move_to(position + noise)
+            values.append(float(weights @ landscape.losses().to(weights)) - reference)
+        landscape.move_to(position)
+        return values
+
+    def __repr__(self) -> str:
+        return f"SampledSharpness(form={self.form!r}, samples={self.samples}, radius={self.radius})"
+
+
+class RandomDirection(Objective):
+    """A random direction: the control that shows what moving along the level set does by itself.
+
+    Every point that keeps the losses is accepted.
+    """
+
+    uses_task_gradients = False
+
+    def value(self, landscape: Landscape, point: Point) -> None:
+        """Nothing needs to grow."""
+        return
+
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[None, Tensor]:
+        """A standard normal vector."""
+        return None, landscape.standard_normal()
+
+
+class Reversed(Objective):
+    """The opposite of an objective: the control that shows whether its direction matters.
+
+    Args:
+        objective: The objective to decrease.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        if not isinstance(objective, Objective):
+            raise TypeError(f"`objective` must be a lightning_cost.objectives.Objective; got {objective!r}.")
+        self.objective = objective
+        self.uses_task_gradients = objective.uses_task_gradients
+
+    def begin(self, landscape: Landscape, start: Point) -> None:
+        """Prepare the objective that is reversed."""
+        self.objective.begin(landscape, start)
+
+    def value(self, landscape: Landscape, point: Point) -> float | None:
+        """The negative value."""
+        value = self.objective.value(landscape, point)
+        return None if value is None else -value
+
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float | None, Tensor]:
+        """The negative value and gradient."""
+        value, gradient = self.objective.value_and_gradient(landscape, point)
+        return None if value is None else -value, -gradient
+
+    def __repr__(self) -> str:
+        return f"Reversed({self.objective!r})"
+
+
+def balance_weights(norms: Tensor) -> Tensor:
+    r"""The task weights :math:`R = K \cdot \mathrm{softmax}(\sum_j \|g_j\| / \|g_i\|)` (Eq. 10).
+
+    They favor tasks with small gradients, and saturate soon: at a ratio of norms of about 20 one task has all the
+    weight.
+
+    Args:
+        norms: Norms of the task gradients, shape ``(K,)``.
+
+    Returns:
+        Weights that sum to :math:`K`, shape ``(K,)``, on the CPU.
+
+    Example:
+        >>> balance_weights(torch.tensor([1.0, 1.0]))
+        tensor([1., 1.])
+    """
+    wide = norms.detach().double().cpu()
+    ratios = wide.sum() / wide.clamp_min(torch.finfo(norms.dtype).tiny)
+    return (len(norms) * torch.softmax(ratios, dim=0)).to(norms.dtype)
+
+
+def _hessian_vector(landscape: Landscape, weights: Tensor, gradient: Tensor, vector: Tensor, epsilon: float) -> Tensor:
+    position = landscape.position()
+    norm = vector.norm()
+    if norm == 0:
+        return torch.zeros_like(vector)
+    length = epsilon * position.norm().clamp_min(epsilon)
+    landscape.move_to(position + length / norm * vector)
+    moved = landscape.gradient(weights)[1]
+    landscape.move_to(position)
+    product: Tensor = (moved - gradient) * (norm / length)
+    return product
+
+
+def _checked_derivative(derivative: Derivative) -> Derivative:
+    if derivative not in get_args(Derivative):
+        raise ValueError(f"`derivative` must be one of {list(get_args(Derivative))}; got {derivative!r}.")
+    return derivative
+
+
+def _checked_positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+    return value

@@ -1,0 +1,106 @@
+"""Evaluating training batches again without a trace: same random numbers, same statistics, no logging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_cost.rng import RngState, preserved_rng
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class RecordedBatch:
+    """A batch as ``task_losses`` saw it, with the random state just before.
+
+    The batch is kept by reference: in-place changes that ``task_losses`` makes to it are seen again.
+
+    Attributes:
+        batch: The batch.
+        batch_idx: Its index in the epoch.
+        rng: The state of the random number generators just before.
+        losses: The task losses, shape ``(K,)``.
+    """
+
+    batch: Any
+    batch_idx: int
+    rng: RngState
+    losses: Tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything on the CPU, in types that ``torch.load(weights_only=True)`` reads if those of the batch are."""
+        return {
+            "batch": move_data_to_device(self.batch, torch.device("cpu")),
+            "batch_idx": self.batch_idx,
+            "rng": self.rng.state_dict(),
+            "losses": self.losses.cpu(),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> RecordedBatch:
+        """The inverse of :meth:`state_dict`, on ``device``."""
+        return cls(
+            move_data_to_device(state["batch"], device),
+            state["batch_idx"],
+            RngState.from_state_dict(state["rng"]),
+            state["losses"].to(device),
+        )
+
+
+@contextmanager
+def without_trace(module: LightningModule) -> Iterator[None]:
+    """Undo, on exit, everything that evaluating training batches does to a module besides its gradients.
+
+    Buffers (running statistics), the states of torchmetrics metrics and the global random generators are restored, and
+    ``self.log`` is silent meanwhile. Training modes stay as they are: batch statistics and dropout belong to the losses
+    that the optimizer sees.
+    """
+    buffers = [
+        (owner, name, buffer, buffer.detach().clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    metrics = [(metric, _metric_state(metric)) for metric in module.modules() if isinstance(metric, Metric)]
+    with preserved_rng(), _silent_logging(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for owner, name, buffer, value in buffers:
+                    buffer.copy_(value)
+                    owner._buffers[name] = buffer
+            for metric, state in metrics:
+                metric.__dict__.update(state)
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    def copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        return list(value) if isinstance(value, list) else value.clone()
+
+    state: dict[str, Any] = {name: copy(value) for name, value in metric.metric_state.items()}
+    return {**state, "_update_count": metric._update_count, "_computed": metric._computed}
+
+
+@contextmanager
+def _silent_logging(module: nn.Module) -> Iterator[None]:
+    def ignore(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    names = [name for name in ("log", "log_dict") if name not in module.__dict__]
+    for name in names:
+        object.__setattr__(module, name, ignore)
+    try:
+        yield
+    finally:
+        for name in names:
+            object.__delattr__(module, name)

@@ -1,0 +1,105 @@
+"""The level set search: step along the level set, and retract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from peft import LoraConfig, PeftConfig
+from torch import nn
+from torch.nn import Parameter
+from typing_extensions import override
+
+from lightning_cost.adapters import low_rank, matrix_parameters, unreachable_message
+from lightning_cost.gradients import flatten
+from lightning_cost.invariance import LevelSet, drift
+from lightning_cost.searches._base import Search, SearchContext
+
+__all__ = ["LevelSetSearch"]
+
+
+class LevelSetSearch(Search):
+    r"""Moves along the level set of the task losses with a LoRA that is aligned with the objective's gradient.
+
+    1. The direction is the gradient :math:`h` of the objective without its part in the span of the gradients of the
+       held losses, so that to first order no held loss moves. A LoRA of the configured rank takes it, weight by weight.
+    2. A step in it, then a chord step with the gradients at hand back to the held losses.
+    3. If the candidate is refused, the step is shortened.
+
+    One candidate takes two forward passes, and the backward passes that the update of the step needs in any case.
+
+    Args:
+        size: Length of the step, relative to the norm of the weights that move.
+        steps: Number of steps, each from where the last one arrived.
+        backtracks: How often a refused step is shortened.
+        shrink: The factor it is shortened by.
+        full_rank: Move all shared parameters freely instead of by a LoRA.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        size: float = 0.02,
+        steps: int = 1,
+        backtracks: int = 3,
+        shrink: float = 0.4,
+        full_rank: bool = False,
+    ) -> None:
+        if not size > 0:
+            raise ValueError(f"`size` must be positive; got {size!r}.")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`steps` must be an integer of at least 1; got {steps!r}.")
+        if not isinstance(backtracks, int) or backtracks < 0:
+            raise ValueError(f"`backtracks` must be an integer of at least 0; got {backtracks!r}.")
+        if not 0 < shrink < 1:
+            raise ValueError(f"`shrink` must be between 0 and 1; got {shrink!r}.")
+        self.size = size
+        self.rounds = steps
+        self.backtracks = backtracks
+        self.shrink = shrink
+        self.full_rank = full_rank
+
+    @override
+    def candidates(self, context: SearchContext) -> Iterator[None]:
+        landscape, start = context.landscape, context.start
+        level_set = LevelSet(start.gradients, context.invariance)
+        origin = landscape.position()
+        step = level_set.tangent(context.objective.value_and_gradient(landscape, start)[1])
+        scale = origin
+        if not self.full_rank:
+            assert isinstance(context.adapter, LoraConfig)
+            targets = matrix_parameters(context.modules, landscape.shared, context.adapter)
+            step = low_rank(step, landscape.shared, targets, context.adapter.r)
+            chosen = {id(target) for target in targets}
+            moving = [parameter if id(parameter) in chosen else None for parameter in landscape.shared]
+            scale = flatten(moving, landscape.shared)
+        length = step.norm()
+        if not length > 0:
+            return
+        step = step * (self.size * scale.norm() / length)
+        for _ in range(1 + self.backtracks):
+            landscape.move_to(origin + step)
+            losses = landscape.losses()
+            context.record("step", losses=losses, drift=drift(losses, start.losses, context.invariance))
+            landscape.move_to(origin + step + level_set.retraction(losses - start.losses))
+            yield
+            step = step * self.shrink
+
+    @override
+    def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:
+        if self.full_rank:
+            return
+        if not isinstance(adapter, LoraConfig):
+            raise ValueError(
+                "`adapter` must be a peft.LoraConfig for the level set search, whose adapter is the best approximation"
+                f" of a given rank; got {type(adapter).__name__}. Use `search='penalty'` with it."
+            )
+        if not matrix_parameters(modules, shared, adapter):
+            raise ValueError(unreachable_message(adapter))
+
+    def __repr__(self) -> str:
+        return (
+            f"LevelSetSearch(size={self.size}, steps={self.rounds}, backtracks={self.backtracks},"
+            f" shrink={self.shrink}, full_rank={self.full_rank})"
+        )

@@ -1,0 +1,108 @@
+"""When to teleport: conditions on the task gradients, and the schedule of their checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lightning_cost.gradients import TaskGradients
+
+__all__ = ["TRIGGERS", "Majority", "Schedule", "Trigger", "any_conflict", "dominated_conflict", "weak_conflict"]
+
+Trigger: TypeAlias = Callable[[TaskGradients], bool]
+"""Decides from the task gradients whether to teleport."""
+
+TriggerName: TypeAlias = Literal["dominated", "majority", "any", "weak"]
+
+
+def dominated_conflict(gradients: TaskGradients) -> bool:
+    r"""Whether the task with the smallest gradient conflicts with the mean: :math:`\cos \phi_{i0} < 0` (Eq. 3).
+
+    Example:
+        >>> import torch
+        >>> dominated_conflict(TaskGradients(["left", "right"], torch.tensor([[3.0, 4.0], [-1.0, 0.0]])))
+        True
+    """
+    return bool(gradients.cosines[gradients.norms.argmin()] < 0)
+
+
+@dataclass(frozen=True)
+class Majority:
+    r"""Whether at least :math:`\lceil \text{share} \cdot K \rceil` tasks conflict with the mean (Eq. 4: half of them).
+
+    Args:
+        share: Share of the tasks, in (0, 1]. The paper's is 0.5. With 3 to 11 tasks that hardly ever happens.
+
+    Example:
+        >>> import torch
+        >>> gradients = TaskGradients(["a", "b", "c"], torch.tensor([[9.0, 0.0], [-1.0, 1.0], [0.0, 1.0]]))
+        >>> Majority()(gradients), Majority(share=0.3)(gradients)
+        (False, True)
+    """
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"`share` must be in (0, 1]; got {self.share!r}.")
+
+    def __call__(self, gradients: TaskGradients) -> bool:
+        """Whether the share is reached."""
+        # The guard keeps ceil(0.3 * 10) at 3 although the product rounds to just above it.
+        needed = math.ceil(self.share * len(gradients.names) - 1e-9)
+        return int((gradients.cosines < 0).sum()) >= needed
+
+
+def any_conflict(gradients: TaskGradients) -> bool:
+    r"""Whether any task conflicts with the mean: dominated conflict of Definition 1 for some :math:`i`."""
+    return bool((gradients.cosines < 0).any())
+
+
+def weak_conflict(gradients: TaskGradients) -> bool:
+    r"""Whether any two tasks conflict: :math:`\cos \phi_{ij} < 0` (weak conflict, Definition 1)."""
+    return bool((gradients.pairwise_cosines < 0).any())
+
+
+TRIGGERS: dict[str, Trigger] = {
+    "dominated": dominated_conflict,
+    "majority": Majority(),
+    "any": any_conflict,
+    "weak": weak_conflict,
+}
+"""The triggers that ``SymmetryTeleportCallback`` knows by name."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the trigger is checked at all: delayed start and frequency control (appendix of the paper).
+
+    Args:
+        start_epoch: First epoch with checks, counted from 0.
+        max_per_epoch: Most teleports tried in an epoch, accepted or not; ``None`` for no limit.
+        check_every_n_steps: Check the trigger at every n-th optimizer step.
+    """
+
+    start_epoch: int = 1
+    max_per_epoch: int | None = None
+    check_every_n_steps: int = 1
+
+    def __post_init__(self) -> None:
+        _check_integer("start_epoch", self.start_epoch, 0)
+        _check_integer("check_every_n_steps", self.check_every_n_steps, 1)
+        if self.max_per_epoch is not None:
+            _check_integer("max_per_epoch", self.max_per_epoch, 1)
+
+    def due(self, epoch: int, step: int, tried: int) -> bool:
+        """Whether to check at optimizer step ``step`` of epoch ``epoch``, with ``tried`` teleports so far in it."""
+        return (
+            epoch >= self.start_epoch
+            and step % self.check_every_n_steps == 0
+            and (self.max_per_epoch is None or tried < self.max_per_epoch)
+        )
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")

@@ -1,0 +1,1 @@
+"""Runnable benchmarks, one folder each: data, model, configurations and a README."""

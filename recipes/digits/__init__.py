@@ -1,0 +1,6 @@
+"""Two overlaid handwritten digits: multi-task training in seconds, with nothing to download."""
+
+from recipes.digits.data import DigitsDataModule
+from recipes.digits.model import DigitsModel
+
+__all__ = ["DigitsDataModule", "DigitsModel"]
