@@ -18,6 +18,8 @@ __all__ = ["PeftAdapter", "low_rank", "matrix_parameters"]
 _ADAPTER = "teleport"
 # PEFT's own list of layers is longer, but these are the ones whose weight change has the shape of the weight.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+# The others change the weights or need data.
+_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
 _KINDS = (PeftType.LORA, PeftType.LOHA, PeftType.LOKR)
 
 
@@ -55,7 +57,8 @@ class PeftAdapter:
             holder.add_module(f"layer{index}", layer)
         base = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            # `torch.manual_seed` would seed the other devices as well.
+            torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             try:
                 inject_adapter_in_model(_targeting(config, len(layers)), holder, adapter_name=_ADAPTER)
             finally:
@@ -115,10 +118,10 @@ def _truncate(matrix: Tensor, rank: int) -> Tensor:
         return matrix
     if side <= _SMALL_SIDE:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        truncated: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
-        return truncated
-    left, values, right = torch.svd_lowrank(matrix, q=min(rank + 2, side), niter=2)
-    truncated = (left[:, :rank] * values[:rank]) @ right[:, :rank].T
+    else:
+        left, values, transposed = torch.svd_lowrank(matrix, q=min(rank + 2, side), niter=2)
+        right = transposed.T
+    truncated: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
     return truncated
 
 
@@ -133,7 +136,7 @@ def matrix_parameters(
     wanted = {id(parameter) for parameter in shared if parameter.ndim >= 2}
     found: dict[Parameter, None] = {}
     for name, module in _named_submodules(modules):
-        if _is_target(config, name):
+        if _is_target(config, name, module):
             found.update(dict.fromkeys(p for p in module.parameters(recurse=False) if id(p) in wanted))
     return list(found)
 
@@ -147,7 +150,8 @@ def reachable_layers(
     for name, module in _named_submodules(modules):
         # A parametrized layer computes its weight, so that its parameters lack the plain name.
         weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if isinstance(module, _LAYERS) and id(weight) in wanted and _fits(module, config) and _is_target(config, name):
+        reachable = isinstance(module, _LAYERS) and id(weight) in wanted and _fits(module, config)
+        if reachable and _is_target(config, name, module):
             layers.setdefault(id(weight), module)
     return list(layers.values())
 
@@ -185,6 +189,23 @@ def check_config(config: object) -> PeftConfig:
             )
     if getattr(config, "bias", "none") != "none":
         raise ValueError(f"`adapter` must leave the biases alone; got bias={config.bias!r}. Set it to 'none'.")  # type: ignore[attr-defined]
+    if getattr(config, "lora_bias", False):
+        raise ValueError("`adapter` must leave the biases alone; got lora_bias=True. Set it to False.")
+    initialization = getattr(config, "init_lora_weights", True)
+    if initialization not in _INITIALIZATIONS:
+        raise ValueError(
+            "`adapter` must leave the weights as they are when it is initialized; got"
+            f" init_lora_weights={initialization!r}. Use one of {list(_INITIALIZATIONS)}."
+        )
+    for name in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):
+        if getattr(config, name, None):
+            raise ValueError(
+                f"`adapter` must only add a change to the weights of layers; got {name}={getattr(config, name)!r}."
+                " Leave it unset."
+            )
+    layers = getattr(config, "layers_to_transform", None)
+    if layers is not None and getattr(config, "target_modules", None) is None:
+        raise ValueError(f"`adapter` needs `target_modules` as a list to go with layers_to_transform={layers!r}.")
     return config
 
 
@@ -194,9 +215,15 @@ def _named_submodules(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tupl
             yield (f"{prefix}.{name}" if name else prefix), module
 
 
-def _is_target(config: PeftConfig, name: str) -> bool:
-    if getattr(config, "target_modules", None) in (None, "all-linear"):
-        return True
+def _is_target(config: PeftConfig, name: str, module: nn.Module) -> bool:
+    targets = getattr(config, "target_modules", None)
+    if targets == "all-linear" and not isinstance(module, nn.Linear):
+        return False
+    if targets in (None, "all-linear"):
+        if not getattr(config, "exclude_modules", None):
+            return True
+        config = copy.copy(config)
+        config.target_modules = ".*"  # type: ignore[attr-defined]
     return bool(check_target_module_exists(config, name))
 
 
@@ -211,6 +238,7 @@ def _fits(module: nn.Module, config: PeftConfig) -> bool:
 def _targeting(config: PeftConfig, num_layers: int) -> PeftConfig:
     """The same configuration for the layers of the container, which are chosen already."""
     config = copy.copy(config)
+    config.inference_mode = False
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         if hasattr(config, name):
             setattr(config, name, None)

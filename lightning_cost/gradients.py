@@ -57,7 +57,7 @@ class TaskGradients:
         r"""Euclidean norms :math:`\|g_i\|`, shape :math:`(K,)`."""
         return self.gramian.diagonal().clamp_min(0).sqrt()
 
-    @property
+    @cached_property
     def mean(self) -> Tensor:
         r"""The mean gradient :math:`g_0`, shape :math:`(P,)`."""
         return self.matrix.mean(dim=0)
@@ -65,7 +65,8 @@ class TaskGradients:
     @cached_property
     def mean_norm(self) -> Tensor:
         r"""Norm :math:`\|g_0\|` of the mean gradient, a scalar."""
-        return self.gramian.double().mean().clamp_min(0).sqrt().to(self.matrix.dtype)
+        norm: Tensor = self.mean.norm()
+        return norm
 
     @cached_property
     def cosines(self) -> Tensor:
@@ -73,9 +74,8 @@ class TaskGradients:
 
         Negative means dominated conflict (Definition 1). A task without gradient has cosine 0.
         """
-        gramian = self.gramian.double()
-        scale = gramian.diagonal().clamp_min(0).sqrt() * gramian.mean().clamp_min(0).sqrt()
-        return _safe_divide(gramian.mean(dim=1), scale).to(self.matrix.dtype)
+        # The Gramian would do, were it exact: conflicting gradients cancel in their mean, its rounding errors do not.
+        return _safe_divide(self.matrix @ self.mean, self.norms * self.mean_norm)
 
     @cached_property
     def pairwise_cosines(self) -> Tensor:
@@ -113,10 +113,9 @@ def flatten(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: 
 
 def views(vector: Tensor, shared: Sequence[Parameter]) -> Iterator[Tensor]:
     """The slices of a ``(P,)`` vector that belong to each shared parameter, in its shape."""
-    offset = 0
-    for parameter in shared:
-        yield vector[offset : offset + parameter.numel()].view(parameter.shape)
-        offset += parameter.numel()
+    pieces = vector.split([parameter.numel() for parameter in shared])
+    for piece, parameter in zip(pieces, shared, strict=True):
+        yield piece.view(parameter.shape)
 
 
 def num_elements(shared: Sequence[Parameter]) -> int:
@@ -140,13 +139,16 @@ class GradientBuffer:
     is had by subtraction. It is the row whose gradient was largest in the step before: subtraction rounds relative to
     the sum of the rows, to which the largest row is no smaller than a :math:`K`-th. The first step, which knows no
     norms yet, differentiates every task.
+
+    Attributes:
+        largest: Name of the task whose gradient was largest in the step before, if it is known.
     """
 
     def __init__(self) -> None:
         self._matrix: Tensor | None = None
         self._names: tuple[str, ...] = ()
         self._shared: list[Parameter] = []
-        self._largest: int | None = None
+        self.largest: str | None = None
         self._derived: int | None = None
         self._weight: float | None = None
         self._open = False
@@ -156,6 +158,11 @@ class GradientBuffer:
     def is_open(self) -> bool:
         """Whether gradients were added that no optimizer step has used yet."""
         return self._open
+
+    @property
+    def shared(self) -> list[Parameter]:
+        """The shared parameters that the columns belong to."""
+        return self._shared
 
     def add(
         self,
@@ -175,9 +182,13 @@ class GradientBuffer:
         Raises:
             RuntimeError: If a task has no gradient with respect to any shared parameter.
         """
-        first = not self._open
+        # Rows go with `.grad`: where that was cleared, an interrupted step left the rows behind.
+        cleared = all(parameter.grad is None for parameter in shared)
+        first = cleared or not self._open
         if first:
-            self._begin(tuple(losses), list(shared), weight)
+            # Subtraction needs a `.grad` that holds nothing but these losses. It holds more if the task gradients were
+            # asked for between micro-batches, or if a parameter is not in the optimizer, which would clear it.
+            self._begin(tuple(losses), list(shared), weight, derive=cleared)
         assert self._matrix is not None
         for index, (name, loss) in enumerate(losses.items()):
             if index == self._derived and loss.requires_grad:
@@ -206,7 +217,7 @@ class GradientBuffer:
         """Mark the gradients as used: the next :meth:`add` starts anew. They stay readable until then."""
         gradients = self.gradients()
         if gradients is not None:
-            self._largest = int(gradients.norms.argmax())
+            self.largest = _largest(gradients)
         self._open = False
         self._derived = None
 
@@ -220,11 +231,10 @@ class GradientBuffer:
         self._gradients = None
         self._derived = None
         if expected is not None:
-            self._names, self._largest = expected.names, int(expected.norms.argmax())
+            self.largest = _largest(expected)
 
-    def _begin(self, names: tuple[str, ...], shared: list[Parameter], weight: float | None) -> None:
-        if names != self._names:
-            self._names, self._largest = names, None
+    def _begin(self, names: tuple[str, ...], shared: list[Parameter], weight: float | None, derive: bool) -> None:
+        self._names = names
         shape = (len(names), num_elements(shared))
         like = shared[0]
         dtype = row_dtype(shared)
@@ -237,7 +247,8 @@ class GradientBuffer:
             self._matrix = torch.empty(shape, device=like.device, dtype=dtype)
         self._shared = shared
         self._weight = weight
-        self._derived = self._largest if weight is not None and len(names) > 1 else None
+        derivable = derive and weight is not None and len(names) > 1 and self.largest in names
+        self._derived = names.index(self.largest) if derivable else None
         self._open = True
 
     def _subtract_others(self, index: int) -> None:
@@ -257,6 +268,10 @@ class GradientBuffer:
         if norms[index] <= 4 * len(norms) * torch.finfo(norms.dtype).eps * norms.max():
             self._matrix[index].zero_()
             self._gradients = TaskGradients(self._names, self._matrix)
+
+
+def _largest(gradients: TaskGradients) -> str:
+    return gradients.names[int(gradients.norms.argmax())]
 
 
 def task_gradient(

@@ -146,6 +146,8 @@ def _effective_gradient(group: dict[str, Any], parameter: Parameter) -> Tensor:
 def _modulate_sgd(group: dict[str, Any], state: dict[str, Any], gradient: Tensor, sigma: float) -> None:
     buffer = state.get("momentum_buffer")
     if buffer is not None:
+        if buffer.is_sparse:
+            buffer = state["momentum_buffer"] = buffer.to_dense()
         constant = gradient * ((1 - group["dampening"]) / (1 - group["momentum"]))
         modulate(buffer, constant, sigma)
 

@@ -69,6 +69,7 @@ class Landscape:
             raise ValueError("`batches` must hold at least one recorded batch; got none.")
         self._module = module
         self._batches = list(batches)
+        self._parameters = list(module.parameters())
         self.shared = module.shared_parameters()
         self.generator = generator
         self.forwards = 0
@@ -95,12 +96,12 @@ class Landscape:
 
     def grads(self) -> list[Tensor | None]:
         """``.grad`` of every parameter of the module: the tensors themselves, since evaluations make new ones."""
-        return [parameter.grad for parameter in self._module.parameters()]
+        return [parameter.grad for parameter in self._parameters]
 
     def go_back(self, position: Tensor, grads: Sequence[Tensor | None]) -> None:
         """Return to where :meth:`position` and :meth:`grads` were taken."""
         self.move_to(position)
-        for parameter, grad in zip(self._module.parameters(), grads, strict=True):
+        for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
 
     @torch.no_grad()
@@ -123,9 +124,15 @@ class Landscape:
             step = self._forward(batch)
             seen.append(step.values)
             chosen = weights(step.values if losses is None else losses) if callable(weights) else weights
-            terms = [weight * loss for weight, loss in zip(chosen.tolist(), step.by_task.values(), strict=True)]
-            total += flatten(torch.autograd.grad(torch.stack(terms).sum(), self.shared, allow_unused=True), self.shared)
-            self.backwards += 1
+            terms = [
+                weight * loss
+                for weight, loss in zip(chosen.tolist(), step.by_task.values(), strict=True)
+                if weight != 0
+            ]
+            if terms:
+                pieces = torch.autograd.grad(torch.stack(terms).sum(), self.shared, allow_unused=True)
+                total += flatten(pieces, self.shared)
+                self.backwards += 1
         return self._mean(seen), total / len(self._batches)
 
     def hessian_vector_products(self, weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -162,7 +169,7 @@ class Landscape:
         """
         if admits is not None and len(self._batches) > 1 and not admits(self.losses()):
             return None
-        for parameter in self._module.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
         seen = []
         for batch in self._batches:

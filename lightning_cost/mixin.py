@@ -23,6 +23,8 @@ from lightning_cost.rng import RngState
 
 __all__ = ["MultiTaskMixin"]
 
+_CHECKPOINT_KEY = "lightning_cost"
+
 
 @dataclass(frozen=True)
 class StepLosses:
@@ -60,7 +62,8 @@ class MultiTaskMixin(LightningModule):
 
     The task losses are logged as ``train/<task>_loss``, their scalarization as ``train/loss``.
 
-    If you override ``training_step``, ``backward`` or ``on_before_optimizer_step``, call ``super()`` in them. To add a
+    If you override ``training_step``, ``backward``, ``on_before_optimizer_step`` or a checkpoint hook, call ``super()``
+    in them. To add a
     regularization term, add it to the task losses: a term that only the returned loss holds belongs to no task.
 
     Attributes:
@@ -103,6 +106,11 @@ class MultiTaskMixin(LightningModule):
         self._requested = False
         self._has_task_gradients = False
         self._unused_since_step: int | None = None
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        # Between forward and backward the module holds a graph, which cannot be copied and belongs to no copy.
+        return {**super().__getstate__(), "_step_losses": None}
 
     def task_losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
         """Compute the loss of every task on a batch. This is what you write.
@@ -159,7 +167,12 @@ class MultiTaskMixin(LightningModule):
         Raises:
             MisconfigurationException: If there is no such module.
         """
-        names = [self.shared_module] if isinstance(self.shared_module, str) else list(self.shared_module)
+        names = [self.shared_module] if isinstance(self.shared_module, str) else self.shared_module
+        if "shared_module" in self._modules or not isinstance(names, Sequence):
+            raise MisconfigurationException(
+                f"`shared_module` of {type(self).__name__} must be the name of the attribute that holds the shared"
+                f" module, such as 'backbone', or a list of names; got {self._modules.get('shared_module', names)!r}."
+            )
         return [(name, self._shared_module(name)) for name in names]
 
     def shared_parameters(self) -> list[Parameter]:
@@ -206,10 +219,11 @@ class MultiTaskMixin(LightningModule):
                 )
             _check_supported(self)
             micro_batches = self.trainer.accumulate_grad_batches
-            if not torch.equal(loss.detach(), losses.total.detach() / micro_batches):
+            returned, total = loss.detach(), losses.total.detach()
+            if not torch.equal(returned, total / micro_batches):
                 raise MisconfigurationException(
                     f"{type(self).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
-                    f" ({float(loss) * micro_batches:g} instead of {float(losses.total):g}). What it adds belongs to no"
+                    f" ({float(returned) * micro_batches:g} instead of {float(total):g}). What it adds belongs to no"
                     " task, so no multi-task method can weigh it: add it to the losses that `task_losses` returns."
                 )
             self._gradient_buffer.add(losses.by_task, self.shared_parameters(), 1 / micro_batches, losses.weight)
@@ -224,11 +238,21 @@ class MultiTaskMixin(LightningModule):
             method = getattr(self, "mtl_method", None)
             gradients = self._gradient_buffer.gradients()
             if isinstance(method, Aggregator) and gradients is not None:
-                _write_gradient(method(gradients.matrix), self.shared_parameters())
+                _write_gradient(method(gradients.matrix), self._gradient_buffer.shared)
         self._requested = False
         self._recording = False
         self._recorded = []
         self._unused_since_step = None
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save which row comes by subtraction next, so that a resumed run rounds as an uninterrupted one does."""
+        checkpoint[_CHECKPOINT_KEY] = {"largest": self._gradient_buffer.largest}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load what :meth:`on_save_checkpoint` saved, if it is there."""
+        self._gradient_buffer.largest = checkpoint.get(_CHECKPOINT_KEY, {}).get("largest")
 
     def evaluate_tasks(self, batch: Any, batch_idx: int) -> StepLosses:
         """Evaluate and check :meth:`task_losses`, and scalarize them."""
@@ -296,7 +320,7 @@ def _check_finite(losses: StepLosses) -> None:
     finite = torch.isfinite(losses.values)
     if not finite.all():
         bad = {
-            name: float(loss)
+            name: float(loss.detach())
             for (name, loss), ok in zip(losses.by_task.items(), finite.tolist(), strict=True)
             if not ok
         }
@@ -318,7 +342,10 @@ def _check_supported(module: LightningModule) -> None:
 
 def _write_gradient(vector: Tensor, shared: Sequence[Parameter]) -> None:
     for parameter, view in zip(shared, views(vector, shared), strict=True):
+        # A parameter that no task touches has no gradient, and optimizers leave it alone: zeros would have it decay.
         if parameter.grad is None:
-            parameter.grad = view.to(parameter.dtype, copy=True)
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = view.to(parameter.dtype).sparse_mask(parameter.grad.coalesce())
         else:
             parameter.grad.copy_(view)

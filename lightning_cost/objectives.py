@@ -45,6 +45,10 @@ class Objective(ABC):
         Called at the start and at candidates, whose task gradients are always known.
         """
 
+    def aim(self, value: float) -> float:
+        """The value that one step from a point with this value aims at; infinite for a step as long as may be."""
+        return math.inf
+
     @abstractmethod
     def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float | None, Tensor]:
         """The objective at ``point`` and its gradient with respect to the shared parameters, shape ``(P,)``.
@@ -68,11 +72,21 @@ class ConflictAlignment(Objective):
             forward and backward pass each. ``"double_backward"`` is exact; not every operation supports it (cuDNN
             RNNs do not), and it holds a second graph in memory.
         epsilon: Length of the finite difference, relative to the norm of the shared parameters.
+        target: The cosine that one step aims at, in (-1, 1]; at least 0.1 more than it is.
     """
 
-    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = 2e-3) -> None:
+    def __init__(
+        self, derivative: Derivative = "finite_difference", epsilon: float = 2e-3, target: float = 0.2
+    ) -> None:
         self.derivative = _checked_derivative(derivative)
         self.epsilon = _checked_positive("epsilon", epsilon)
+        if not -1 < target <= 1:
+            raise ValueError(f"`target` must be in (-1, 1]; got {target!r}.")
+        self.target = target
+
+    def aim(self, value: float) -> float:
+        """The target, or a little more than the cosine already is."""
+        return max(self.target, value + 0.1)
 
     def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
         """See :meth:`Objective.value_and_gradient`. Two forward and backward passes a batch with finite differences."""
@@ -86,8 +100,8 @@ class ConflictAlignment(Objective):
         by_mean = (task / task_norm - cosine * mean / mean_norm) / mean_norm
         by_task = (mean / mean_norm - cosine * task / task_norm) / task_norm
         num_tasks = len(gradients.names)
-        average = torch.full((num_tasks,), 1 / num_tasks)
-        only_worst = torch.zeros(num_tasks)
+        average = torch.full((num_tasks,), 1 / num_tasks, dtype=mean.dtype)
+        only_worst = torch.zeros(num_tasks, dtype=mean.dtype)
         only_worst[worst] = 1.0
         if self.derivative == "double_backward":
             products = landscape.hessian_vector_products([average, only_worst], [by_mean, by_task])
@@ -103,7 +117,7 @@ class ConflictAlignment(Objective):
         return float(point.gradients.cosines.min())
 
     def __repr__(self) -> str:
-        return f"ConflictAlignment(derivative={self.derivative!r}, epsilon={self.epsilon})"
+        return f"ConflictAlignment(derivative={self.derivative!r}, epsilon={self.epsilon}, target={self.target})"
 
 
 class GradientNorm(Objective):
@@ -127,7 +141,7 @@ class GradientNorm(Objective):
         if norm == 0:
             return 0.0, torch.zeros_like(mean)
         num_tasks = len(point.gradients.names)
-        average = torch.full((num_tasks,), 1 / num_tasks)
+        average = torch.full((num_tasks,), 1 / num_tasks, dtype=mean.dtype)
         if self.derivative == "double_backward":
             return float(norm), landscape.hessian_vector_products([average], [mean / norm])[0]
         return float(norm), _hessian_vector(landscape, average, mean, mean / norm, self.epsilon)
@@ -259,6 +273,10 @@ class Reversed(Objective):
         value = self.objective.value(landscape, point)
         return None if value is None else -value
 
+    def aim(self, value: float) -> float:
+        """As large a change as the objective would aim at."""
+        return value + self.objective.aim(-value) + value
+
     def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float | None, Tensor]:
         """The negative value and gradient."""
         value, gradient = self.objective.value_and_gradient(landscape, point)
@@ -286,6 +304,8 @@ def balance_weights(norms: Tensor) -> Tensor:
     """
     wide = norms.detach().double().cpu()
     ratios = wide.sum() / wide.clamp_min(torch.finfo(norms.dtype).tiny)
+    # An infinite ratio, of a task without gradient, would make the softmax not a number.
+    ratios = ratios.clamp_max(torch.finfo(ratios.dtype).max)
     return (len(norms) * torch.softmax(ratios, dim=0)).to(norms.dtype)
 
 

@@ -51,7 +51,7 @@ class Majority:
     def __call__(self, gradients: TaskGradients) -> bool:
         """Whether the share is reached."""
         # The guard keeps ceil(0.3 * 10) at 3 although the product rounds to just above it.
-        needed = math.ceil(self.share * len(gradients.names) - 1e-9)
+        needed = max(1, math.ceil(self.share * len(gradients.names) - 1e-9))
         return int((gradients.cosines < 0).sum()) >= needed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from peft import LoraConfig, PeftConfig
 from torch import nn
 from torch.nn import Parameter
@@ -22,13 +23,14 @@ class LevelSetSearch(Search):
 
     1. The direction is the gradient :math:`h` of the objective without its part in the span of the gradients of the
        held losses, so that to first order no held loss moves. A LoRA of the configured rank takes it, weight by weight.
-    2. A step in it, then a chord step with the gradients at hand back to the held losses.
+    2. A step in it, as long as the objective needs to first order to reach what it aims at, then a chord step with the
+       gradients at hand back to the held losses.
     3. If the candidate is refused, the step is shortened.
 
     One candidate takes two forward passes, and the backward passes that the update of the step needs in any case.
 
     Args:
-        size: Length of the step, relative to the norm of the weights that move.
+        size: Longest step, relative to the norm of the weights that move. Objectives without an aim take all of it.
         steps: Number of steps, each from where the last one arrived.
         backtracks: How often a refused step is shortened.
         shrink: The factor it is shortened by.
@@ -40,7 +42,7 @@ class LevelSetSearch(Search):
 
     def __init__(
         self,
-        size: float = 0.02,
+        size: float = 0.04,
         steps: int = 1,
         backtracks: int = 3,
         shrink: float = 0.4,
@@ -65,19 +67,27 @@ class LevelSetSearch(Search):
         landscape, start = context.landscape, context.start
         level_set = LevelSet(start.gradients, context.invariance)
         origin = landscape.position()
-        step = level_set.tangent(context.objective.value_and_gradient(landscape, start)[1])
+        value, gradient = context.objective.value_and_gradient(landscape, start)
+        tangent = step = level_set.tangent(gradient)
+        # Where the objective changes with the held losses alone, what is left is rounding, and no direction.
+        if not tangent.norm() > 100 * torch.finfo(tangent.dtype).eps * gradient.norm():
+            return
         scale = origin
         if not self.full_rank:
             assert isinstance(context.adapter, LoraConfig)
             targets = matrix_parameters(context.modules, landscape.shared, context.adapter)
             step = low_rank(step, landscape.shared, targets, context.adapter.r)
             chosen = {id(target) for target in targets}
-            moving = [parameter if id(parameter) in chosen else None for parameter in landscape.shared]
+            moving = [parameter.detach() if id(parameter) in chosen else None for parameter in landscape.shared]
             scale = flatten(moving, landscape.shared)
         length = step.norm()
         if not length > 0:
             return
-        step = step * (self.size * scale.norm() / length)
+        reach = self.size * float(scale.norm())
+        if value is not None:
+            slope = float(tangent @ step / length)
+            reach = min(reach, (context.objective.aim(value) - value) / slope)
+        step = step * (reach / length)
         for _ in range(1 + self.backtracks):
             landscape.move_to(origin + step)
             losses = landscape.losses()

@@ -13,14 +13,6 @@ from recipes.digits.data import make_pairs, source_digits
 SPLITS = ("train", "val", "test")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_splits_partition_the_source_digits():
     rows = [source_digits(split).tolist() for split in SPLITS]
     assert [len(part) for part in rows] == [1000, 350, 447]
@@ -144,7 +136,6 @@ def test_it_learns(tmp_path, tasks):
     )
     trainer.fit(model, data)
     metrics = {**trainer.callback_metrics, **trainer.test(model, data, verbose=False)[0]}
-    print(metrics)
     for stage in ("val", "test"):
         assert {name for name in metrics if name.startswith(stage)} == {
             f"{stage}/{task}_{'mse' if task == 'ink' else 'accuracy'}" for task in tasks

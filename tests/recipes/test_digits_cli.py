@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftConfig
 from torchjd.aggregation import FairGrad, UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
@@ -58,6 +59,23 @@ def test_a_configuration_trains(run, name, tmp_path):
     assert len(callbacks) == (name == "paper" or name.endswith("cost"))
     assert {"val/left_accuracy", "val/right_accuracy"} <= set(cli.trainer.callback_metrics)
     assert (tmp_path / "lightning_logs" / "digits" / name / "version_0" / "metrics.csv").is_file()
+
+
+def settings(value):
+    if isinstance(value, PeftConfig):
+        return value.to_dict()
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if type(value).__module__.startswith("lightning_cost"):
+        return type(value), {name: settings(item) for name, item in vars(value).items()}
+    return value
+
+
+def test_the_paper_configuration_is_the_one_of_the_callback(run):
+    cli = run("validate", "paper", *SHORT[2:])
+    callback = next(item for item in cli.trainer.callbacks if isinstance(item, SymmetryTeleportCallback))
+    del callback.log, callback.log_dict  # The Trainer attaches them.
+    assert settings(callback) == settings(SymmetryTeleportCallback.paper(start_epoch=2))
 
 
 def test_the_other_subcommands_take_the_checkpoint(run):

@@ -1,0 +1,329 @@
+"""What one teleport does, and what it costs: every search and objective on the same events of dominated conflict.
+
+The events come from training the three balanced tasks of `recipes.digits` with the mean of the losses. At an event every
+setting teleports from the same point on the same batch, its effect is measured there and on validation batches that it
+has not seen, and everything is put back, so that training is that of plain linear scalarization.
+
+Run `python -m benchmarks.teleport` for the table, `--events-per-seed 2 --seeds 1` for a quick look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_cost import (
+    ConflictAlignment,
+    GradientNorm,
+    LevelSetSearch,
+    Objective,
+    PenaltySearch,
+    RandomDirection,
+    Reversed,
+    SampledSharpness,
+    Search,
+)
+from lightning_cost.gradients import GradientBuffer
+from lightning_cost.invariance import drift
+from lightning_cost.landscape import Landscape, Point
+from lightning_cost.replay import RecordedBatch, without_trace
+from lightning_cost.rng import RngState
+from lightning_cost.teleport import Outcome, Teleporter
+from lightning_cost.triggers import dominated_conflict
+from recipes.digits.data import DigitsDataModule
+from recipes.digits.model import DigitsModel
+
+HELD_OUT_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table."""
+
+    name: str
+    search: Callable[[], Search]
+    objective: Callable[[], Objective]
+    rank: int = 5
+    tolerance: float | None = 0.02
+
+
+def settings() -> list[Setting]:
+    """The default first, then variants of the level set search, controls, and the paper's search."""
+    conflict = ConflictAlignment
+    return [
+        Setting("level set, LoRA 5, conflict (default)", LevelSetSearch, conflict),
+        Setting("  2 steps", lambda: LevelSetSearch(steps=2), conflict),
+        Setting("  4 steps", lambda: LevelSetSearch(steps=4), conflict),
+        Setting("  rank 1", LevelSetSearch, conflict, rank=1),
+        Setting("  full rank", lambda: LevelSetSearch(full_rank=True), conflict),
+        Setting("  double backward", LevelSetSearch, lambda: ConflictAlignment(derivative="double_backward")),
+        Setting("  gradient norm", LevelSetSearch, GradientNorm),
+        Setting("  sharpness, Eq. 8", LevelSetSearch, lambda: SampledSharpness(form="difference")),
+        Setting("  random direction (control)", LevelSetSearch, RandomDirection),
+        Setting("  reversed conflict (control)", LevelSetSearch, lambda: Reversed(ConflictAlignment())),
+        Setting("penalty, 20 steps, conflict", lambda: PenaltySearch(steps=20, lr=1e-3), conflict),
+        Setting("penalty, 50 steps, conflict", lambda: PenaltySearch(steps=50, lr=1e-3), conflict),
+        Setting("penalty, 30 steps, gradient norm", lambda: PenaltySearch(steps=30, lr=1e-3), GradientNorm),
+        Setting(
+            "penalty, 30 steps, gradient norm, no test",
+            lambda: PenaltySearch(steps=30, lr=3e-3),
+            GradientNorm,
+            tolerance=None,
+        ),
+        Setting(
+            "penalty, 30 steps, sharpness, Eq. 8",
+            lambda: PenaltySearch(steps=30, lr=1e-3),
+            lambda: SampledSharpness(form="difference"),
+        ),
+        Setting(
+            "paper: penalty, 30 steps, Eq. 9, no test",
+            lambda: PenaltySearch(steps=30, relative=False),
+            SampledSharpness,
+            tolerance=None,
+        ),
+    ]
+
+
+@dataclass
+class Event:
+    """What one setting did at one event."""
+
+    setting: str
+    seed: int
+    step: int
+    accepted: bool
+    drift: float
+    drift_held_out: float
+    cosine_before: float
+    cosine_after: float
+    resolved: bool
+    held_out_conflict_before: float
+    held_out_conflict_after: float
+    norm_ratio: float
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@dataclass
+class Reference:
+    """Seconds of an ordinary step of the summed loss and of one with task gradients, without the optimizer."""
+
+    plain: list[float] = field(default_factory=list)
+    task_gradients: list[float] = field(default_factory=list)
+
+
+class EventStudy(L.Callback):
+    """Tries every setting at events of dominated conflict, and leaves training as it was."""
+
+    def __init__(self, rows: list[Setting], seed: int, num_events: int, start: int, gap: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.seed = seed
+        self.num_events = num_events
+        self.start = start
+        self.gap = gap
+        self.steps: list[int] = []
+        self.events: list[Event] = []
+        self.reference = Reference()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.request_task_gradients()
+        pl_module.record_batches()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        step = trainer.global_step
+        earliest = self.steps[-1] + self.gap if self.steps else self.start
+        if step < earliest or not dominated_conflict(pl_module.task_gradients):
+            return
+        self.steps.append(step)
+        held_out = [
+            RecordedBatch(batch, index, RngState.capture(), torch.zeros(0))
+            for index, batch in enumerate(trainer.datamodule.val_dataloader())
+            if index < HELD_OUT_BATCHES
+        ]
+        with without_trace(pl_module):
+            self._measure_reference(pl_module)
+            for row in self.rows:
+                self.events.append(self._try(row, pl_module, held_out, step))
+        if len(self.steps) == self.num_events:
+            trainer.should_stop = True
+
+    def _try(self, row: Setting, module: Any, held_out: list[RecordedBatch], step: int) -> Event:
+        generator = torch.Generator().manual_seed(step)
+        landscape = Landscape(module, module.recorded_batches, generator)
+        origin, grads = landscape.position(), landscape.grads()
+        gradients = module.task_gradients
+        start = Point(module.recorded_batches[0].losses, gradients)
+        before = [_held_out(module, batch, generator) for batch in held_out]
+        teleporter = Teleporter(row.objective(), row.search(), LoraConfig(r=row.rank), "per_task", row.tolerance)
+        # The first run allocates buffers and loads libraries.
+        for repetition in range(2):
+            landscape.forwards = landscape.backwards = 0
+            landscape.generator.manual_seed(step)
+            began = time.perf_counter()
+            outcome: Outcome = teleporter.run(
+                landscape, landscape, start, module.shared_modules(), 1e-3, on_stage=lambda stage: None
+            )
+            seconds = time.perf_counter() - began
+            if repetition == 0:
+                landscape.go_back(origin, grads)
+                if outcome.update is not None:
+                    teleporter.recycle(outcome.update)
+        after = [_held_out(module, batch, generator) for batch in held_out]
+        landscape.go_back(origin, grads)
+        mean_before = torch.stack([losses for losses, _ in before]).mean(dim=0)
+        mean_after = torch.stack([losses for losses, _ in after]).mean(dim=0)
+        return Event(
+            setting=row.name,
+            seed=self.seed,
+            step=step,
+            accepted=outcome.accepted,
+            drift=drift(outcome.end.losses, outcome.start.losses, "per_task"),
+            drift_held_out=drift(mean_after, mean_before, "per_task"),
+            cosine_before=float(outcome.start.gradients.cosines.min()),
+            cosine_after=float(outcome.end.gradients.cosines.min()),
+            resolved=not dominated_conflict(outcome.end.gradients),
+            held_out_conflict_before=statistics.mean(conflict for _, conflict in before),
+            held_out_conflict_after=statistics.mean(conflict for _, conflict in after),
+            norm_ratio=float(outcome.end.gradients.mean_norm / outcome.start.gradients.mean_norm),
+            forwards=landscape.forwards,
+            backwards=landscape.backwards,
+            seconds=seconds,
+        )
+
+    def _measure_reference(self, module: Any) -> None:
+        record = module.recorded_batches[0]
+        landscape = Landscape(module, [record], torch.Generator())
+        buffer = GradientBuffer()
+        grads = landscape.grads()
+        for _ in range(12):
+            for parameter in module.parameters():
+                parameter.grad = None
+            began = time.perf_counter()
+            module.evaluate_tasks(record.batch, record.batch_idx).total.backward()
+            self.reference.plain.append(time.perf_counter() - began)
+            buffer.restart(module.task_gradients)
+            began = time.perf_counter()
+            landscape.point(buffer)
+            self.reference.task_gradients.append(time.perf_counter() - began)
+        landscape.go_back(landscape.position(), grads)
+
+
+def _held_out(module: Any, batch: RecordedBatch, generator: torch.Generator) -> tuple[Tensor, float]:
+    buffer = GradientBuffer()
+    point = Landscape(module, [batch], generator).point(buffer)
+    assert point is not None
+    return point.losses, float(dominated_conflict(point.gradients))
+
+
+def collect(rows: list[Setting], seeds: int, events_per_seed: int) -> tuple[list[Event], list[EventStudy]]:
+    """Train once a seed and try every setting at its events."""
+    studies = []
+    for seed in range(seeds):
+        study = EventStudy(rows, seed, events_per_seed, start=60, gap=40)
+        L.seed_everything(seed, verbose=False)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=6000,
+            callbacks=[study],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        model = DigitsModel(tasks=("left", "right", "ink"))
+        trainer.fit(model, datamodule=DigitsDataModule(ink=True, shuffle_seed=seed))
+        studies.append(study)
+    return [event for study in studies for event in study.events], studies
+
+
+def summarize(events: list[Event], studies: list[EventStudy]) -> Table:
+    """One row a setting."""
+    plain = statistics.median(value for study in studies for value in study.reference.plain)
+    with_rows = statistics.median(value for study in studies for value in study.reference.task_gradients)
+    count = sum(len(study.steps) for study in studies)
+    table = Table(
+        title=f"{count} events of dominated conflict, 3 tasks, {len(studies)} seeds",
+        caption=(
+            "Medians of drift (largest relative change of a task loss; held out: on 8 unseen batches) and of the cost;"
+            " means of the rest. A plain step is a forward and a backward pass of the summed loss, here"
+            f" {plain * 1e3:.2f} ms; a task-gradient step {with_rows * 1e3:.2f} ms ({with_rows / plain:.2f} plain). The"
+            " cost includes the task gradients at the new point, which the update needs in any case."
+        ),
+    )
+    for heading in (
+        "search, objective",
+        "accepted",
+        "drift batch / held out",
+        "smallest cosine",
+        "resolved",
+        "held-out conflict",
+        "gradient norm",
+        "passes fwd + bwd",
+        "cost: plain steps",
+        "task-gradient steps",
+    ):
+        table.add_column(heading, justify="left" if heading.startswith("search") else "right")
+    for name in dict.fromkeys(event.setting for event in events):
+        rows = [event for event in events if event.setting == name]
+
+        def mean(attribute: str, rows: list[Event] = rows) -> float:
+            return statistics.mean(float(getattr(row, attribute)) for row in rows)
+
+        def median(attribute: str, rows: list[Event] = rows) -> float:
+            return statistics.median(float(getattr(row, attribute)) for row in rows)
+
+        table.add_row(
+            name,
+            f"{mean('accepted'):.0%}",
+            f"{median('drift'):.3f} / {median('drift_held_out'):.3f}",
+            f"{mean('cosine_before'):.2f} -> {mean('cosine_after'):.2f}",
+            f"{mean('resolved'):.0%}",
+            f"{mean('held_out_conflict_before'):.2f} -> {mean('held_out_conflict_after'):.2f}",
+            f"x {median('norm_ratio'):.2f}",
+            f"{mean('forwards'):.1f} + {mean('backwards'):.1f}",
+            f"{median('seconds') / plain:.1f}",
+            f"{median('seconds') / with_rows:.1f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Parse arguments, run, print the table and write every event to a CSV file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--events-per-seed", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("outputs/teleport.csv"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    events, studies = collect(settings(), arguments.seeds, arguments.events_per_seed)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(vars(events[0])))
+        writer.writeheader()
+        writer.writerows(vars(event) for event in events)
+    Console(width=200).print(summarize(events, studies))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Figures of teleports and of training with them, after the paper's Fig. 3, 5b and 8, and learning curves.
+
+Every function takes a mapping from the title of a panel to what the panel shows, and returns a
+:class:`matplotlib.figure.Figure` that is not registered with ``pyplot``: save it with ``figure.savefig(path)``. In a
+notebook it shows itself. This is the one module that needs matplotlib, so that ``import lightning_cost`` does not load
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lightning_cost.teleport import TeleportReport
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise ImportError(
+        "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
+    ) from error
+
+__all__ = ["ConflictTrace", "Curves", "before_after", "conflict_against_loss", "learning_curves", "teleport_trace"]
+
+# Okabe and Ito's colors, which most color-blind readers tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_CONFLICT, _CALM, _NEUTRAL = "#D55E00", "#0072B2", "#666666"
+
+Shown = TypeVar("Shown")
+
+
+@dataclass(frozen=True)
+class ConflictTrace:
+    """What one training run looked like at the steps at which somebody looked.
+
+    Args:
+        steps: Optimizer steps, shape ``(T,)``.
+        losses: Mean of the task losses at each of them, shape ``(T,)``.
+        conflicts: Whether the task gradients conflicted there, before any teleport, shape ``(T,)``.
+        reports: The teleports of the run.
+
+    Raises:
+        ValueError: If the lengths differ or are 0.
+    """
+
+    steps: Sequence[int]
+    losses: Sequence[float]
+    conflicts: Sequence[bool]
+    reports: Sequence[TeleportReport] = ()
+
+    def __post_init__(self) -> None:
+        lengths = {"steps": len(self.steps), "losses": len(self.losses), "conflicts": len(self.conflicts)}
+        if len(set(lengths.values())) > 1 or not self.steps:
+            raise ValueError(f"ConflictTrace needs equally many entries of each, at least one; got {lengths}.")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A quantity over training, in one or more runs that differ by their seed.
+
+    Args:
+        steps: Optimizer steps, shape ``(T,)``.
+        values: One row a run, shape ``(runs, T)``.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+
+    steps: Sequence[int]
+    values: ArrayLike
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.values)
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != len(self.steps):
+            raise ValueError(
+                f"`values` must have shape (runs, {len(self.steps)}), one column for each of `steps` and at least one"
+                f" run; got {shape}."
+            )
+
+
+def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
+    r"""Draw what happened within a teleport, one column a teleport (Fig. 5b of the paper).
+
+    For a :class:`~lightning_cost.searches.PenaltySearch`: the loss fluctuation :math:`\mathcal L_t` (Eq. 7) and the
+    objective :math:`\mathcal L_g` over its iterations. For any other search: the drift of the losses and the objective
+    at the start, after each step and at each candidate, so far as they were evaluated there.
+
+    Args:
+        reports: Title to the report of a teleport.
+
+    Raises:
+        ValueError: If there is no report, or one without a trace.
+    """
+    _check_panels("reports", reports)
+    figure = _figure(len(reports), 2, height=2.3)
+    axes = figure.subplots(2, len(reports), squeeze=False, sharex="col")
+    for column, (title, report) in enumerate(reports.items()):
+        if not report.trace:
+            raise ValueError(f"The report of {title!r} has no trace, so there is nothing to draw.")
+        _draw_trace(axes[0, column], axes[1, column], report.trace)
+        axes[0, column].set_title(title)
+    for ax in axes.flat:
+        _tidy(ax)
+    return figure
+
+
+def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
+    r"""Compare cosines and gradient norms before and after each accepted teleport, one row a run (Fig. 8 of the paper).
+
+    Left, for each task, the cosine :math:`\cos \phi_{i0}` of its gradient with the mean gradient: to the left of 0 it
+    conflicts before the teleport, below 0 after it. Right, the norm of the mean gradient. On the diagonal nothing
+    changes.
+
+    Args:
+        reports: Title to the reports of a run. Refused teleports, which change nothing, are left out.
+
+    Raises:
+        ValueError: If there is no run, or one without an accepted teleport.
+    """
+    _check_panels("reports", reports)
+    figure = _figure(2, len(reports), width=4.2, height=3.8)
+    axes = figure.subplots(len(reports), 2, squeeze=False)
+    for (left, right), (title, attempts) in zip(axes, reports.items(), strict=True):
+        accepted = [report for report in attempts if report.accepted]
+        if not accepted:
+            raise ValueError(f"None of the {len(attempts)} teleports of {title!r} was accepted: nothing to compare.")
+        for task, color in zip(accepted[0].cosines_before, _cycle(accepted[0].cosines_before), strict=True):
+            before = [report.cosines_before[task] for report in accepted]
+            after = [report.cosines_after[task] for report in accepted]
+            left.plot(before, after, "o", color=color, label=task, **_POINTS)
+        _diagonal(left)
+        left.axhline(0, color=_NEUTRAL, linewidth=0.8)
+        left.axvline(0, color=_NEUTRAL, linewidth=0.8)
+        left.set(xlabel="cosine with the mean gradient, before", ylabel="after", title=f"{title}: cosines")
+        left.legend(loc="lower right")
+        norms = [report.grad_norm_before for report in accepted], [report.grad_norm_after for report in accepted]
+        right.loglog(*norms, "o", color=_NEUTRAL, label="teleports", **_POINTS)
+        _diagonal(right)
+        right.set(xlabel="norm of the mean gradient, before", ylabel="after", title=f"{title}: gradient norms")
+        for ax in (left, right):
+            _tidy(ax)
+    return figure
+
+
+def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -> Figure:
+    """Draw the mean loss along training, colored by conflict, with the teleports (after Fig. 3 of the paper).
+
+    Args:
+        runs: Title to what was seen of a run. Runs in one row share their axes.
+        columns: Panels a row.
+
+    Raises:
+        ValueError: If there is no run, or ``columns`` is below 1.
+    """
+    figure, axes = _panels("runs", runs, columns, sharey="row")
+    for ax, (title, run) in zip(axes, runs.items(), strict=False):
+        steps, losses, conflicts = (np.asarray(part) for part in (run.steps, run.losses, run.conflicts))
+        for flag, label, color in ((False, "no conflict", _CALM), (True, "conflict", _CONFLICT)):
+            chosen = conflicts.astype(bool) == flag
+            ax.plot(steps[chosen], losses[chosen], "o", color=color, label=f"{label} ({chosen.mean():.0%})", **_POINTS)
+        for accepted, label, color in ((True, "accepted", "#000000"), (False, "refused", "#CC79A7")):
+            at = [report.step for report in run.reports if report.accepted == accepted]
+            if at:
+                # Near the lower edge, whatever the losses are.
+                ax.plot(
+                    at,
+                    [0.03] * len(at),
+                    "|",
+                    color=color,
+                    markersize=7,
+                    label=f"teleport {label} ({len(at)})",
+                    transform=ax.get_xaxis_transform(),
+                )
+        ax.set(title=title, xlabel="step", ylabel="mean of the task losses", yscale="log")
+        ax.legend(loc="upper right")
+    return figure
+
+
+def learning_curves(
+    panels: Mapping[str, Mapping[str, Curves]], ylabel: str, columns: int = 3, yscale: str = "linear"
+) -> Figure:
+    """Draw the mean over the seeds and a band from the lowest to the highest, one curve a variant.
+
+    Args:
+        panels: Title of the panel to variant to curves. Panels in one row share their axes.
+        ylabel: What the values are.
+        columns: Panels a row.
+        yscale: Scale of the vertical axis, as matplotlib names it.
+
+    Raises:
+        ValueError: If there is no panel or variant, or ``columns`` is below 1.
+    """
+    figure, axes = _panels("panels", panels, columns, sharey="row")
+    for ax, (title, variants) in zip(axes, panels.items(), strict=False):
+        _check_panels(f"panels[{title!r}]", variants)
+        for (variant, curves), color in zip(variants.items(), _cycle(variants), strict=True):
+            values = np.asarray(curves.values, dtype=float)
+            ax.plot(curves.steps, values.mean(axis=0), color=color, linewidth=1.8, label=variant)
+            ax.fill_between(
+                curves.steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0
+            )
+        ax.set(title=title, xlabel="step", ylabel=ylabel, yscale=yscale)
+        ax.legend(loc="upper right")
+    return figure
+
+
+_POINTS: dict[str, Any] = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0}
+
+
+def _draw_trace(top: Axes, bottom: Axes, trace: Sequence[Mapping[str, Any]]) -> None:
+    iterations = [row for row in trace if "loss_fluctuation" in row]
+    if iterations:
+        _line(top, [row["loss_fluctuation"] for row in iterations], _CALM)
+        _line(bottom, [row["objective"] for row in iterations], _CONFLICT)
+        top.set_ylabel(r"loss fluctuation $\mathcal{L}_t$")
+        bottom.set_ylabel(r"objective $\mathcal{L}_g$")
+        bottom.set_xlabel("iteration")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return
+    _line(top, [row.get("drift") for row in trace], _CALM, marker="o")
+    _line(bottom, [row.get("objective") for row in trace], _CONFLICT, marker="o")
+    top.set_ylabel("drift of the losses")
+    bottom.set_ylabel("objective")
+    bottom.set_xlabel("evaluation")
+    bottom.set_xticks(range(len(trace)), [row["stage"] for row in trace])
+
+
+def _line(ax: Axes, values: Sequence[float | None], color: str, marker: str | None = None) -> None:
+    """A line through the values that there are."""
+    points = [(index, value) for index, value in enumerate(values) if value is not None]
+    ax.plot([index for index, _ in points], [value for _, value in points], color=color, marker=marker)
+
+
+def _diagonal(ax: Axes) -> None:
+    """Equal limits on both axes, and the line on which nothing changes."""
+    low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
+
+
+def _panels(
+    argument: str, panels: Mapping[str, object], columns: int, sharey: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with one tidy Axes a panel, and none where the last row has no panel."""
+    _check_panels(argument, panels)
+    if columns < 1:
+        raise ValueError(f"`columns` must be at least 1; got {columns}.")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(columns, rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for ax in axes[: len(panels)]:
+        _tidy(ax)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    return figure, axes[: len(panels)]
+
+
+def _figure(columns: int, rows: int, width: float = 3.9, height: float = 3.1) -> Figure:
+    return Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
+
+
+def _tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _cycle(names: Mapping[str, object]) -> list[str]:
+    return [_COLORS[index % len(_COLORS)] for index in range(len(names))]
+
+
+def _check_panels(argument: str, panels: Mapping[str, object]) -> None:
+    if not isinstance(panels, Mapping) or not panels:
+        raise ValueError(f"`{argument}` must map at least one title to what its panel shows; got {panels!r}.")

@@ -1,0 +1,35 @@
+"""Fixtures that all tests share."""
+
+import logging
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from threads, and results should not depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_lightning():
+    """Every Trainer announces its devices."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def differentiations(monkeypatch):
+    """One entry for every call of ``torch.autograd.grad``."""
+    calls = []
+    original = torch.autograd.grad
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    return calls

@@ -1,0 +1,380 @@
+"""What a teleport increases: values and gradients against independent float64 evaluations, Eq. 8 to 10 by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from lightning_cost.landscape import Landscape, Point
+from lightning_cost.objectives import (
+    ConflictAlignment,
+    GradientNorm,
+    Objective,
+    RandomDirection,
+    Reversed,
+    SampledSharpness,
+    balance_weights,
+)
+from tests.problems import (
+    LossFunction,
+    Problem,
+    conv_batch,
+    conv_problem,
+    flat_parameters,
+    jacobian,
+    landscape_of,
+    loss_function,
+    mlp_batch,
+    mlp_problem,
+    point_of,
+    rows,
+)
+
+
+def smallest_cosine(losses: LossFunction, position: Tensor) -> Tensor:
+    matrix = jacobian(losses, position)
+    mean = matrix.mean(dim=0)
+    return torch.stack([row @ mean / (row.norm() * mean.norm()) for row in matrix]).min()
+
+
+def mean_gradient_norm(losses: LossFunction, position: Tensor) -> Tensor:
+    return jacobian(losses, position).mean(dim=0).norm()
+
+
+def differentiated(function: Any, losses: LossFunction, position: Tensor) -> tuple[float, Tensor]:
+    position = position.clone().requires_grad_()
+    value = function(losses, position)
+    return value.item(), torch.autograd.grad(value, position)[0]
+
+
+SMOOTH = [(ConflictAlignment, smallest_cosine), (GradientNorm, mean_gradient_norm)]
+PROBLEMS = [(mlp_problem, mlp_batch), (conv_problem, conv_batch)]
+
+
+@pytest.mark.parametrize(("kind", "reference"), SMOOTH)
+@pytest.mark.parametrize(("problem", "batch"), PROBLEMS)
+@pytest.mark.parametrize(("num_tasks", "num_batches"), [(2, 1), (3, 2), (5, 1)])
+def test_value_and_gradient_equal_autograd_and_each_other(
+    kind: Any, reference: Any, problem: Any, batch: Any, num_tasks: int, num_batches: int
+) -> None:
+    module = problem(num_tasks=num_tasks)
+    batches = [batch(num_tasks=num_tasks, seed=seed) for seed in range(num_batches)]
+    landscape = landscape_of(module, *batches)
+    point, position = point_of(landscape), landscape.position()
+    expected, gradient = differentiated(reference, loss_function(module, *batches), position)
+
+    twice = kind("double_backward").value_and_gradient(landscape, point)
+    assert_close(twice[0], expected, rtol=1e-10, atol=1e-12)
+    assert_close(twice[1], gradient, rtol=1e-9, atol=1e-11)
+
+    once = kind("finite_difference", epsilon=1e-6).value_and_gradient(landscape, point)
+    assert_close(once[0], expected, rtol=1e-10, atol=1e-12)
+    assert (once[1] - gradient).norm() <= 1e-4 * gradient.norm()
+
+    assert_close(kind().value(landscape, point), expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(landscape.position(), position)
+
+
+@pytest.mark.parametrize(("kind", "reference"), SMOOTH)
+def test_finite_differences_are_of_first_order(kind: Any, reference: Any) -> None:
+    module = mlp_problem()
+    landscape = landscape_of(module, mlp_batch())
+    gradient = differentiated(reference, loss_function(module, mlp_batch()), landscape.position())[1]
+    errors = [
+        (kind(epsilon=epsilon).value_and_gradient(landscape, point_of(landscape))[1] - gradient).norm()
+        for epsilon in (1e-3, 1e-4, 1e-5)
+    ]
+    assert_close(errors[1] / errors[0], torch.tensor(0.1, dtype=torch.float64), rtol=0.2, atol=0)
+    assert_close(errors[2] / errors[1], torch.tensor(0.1, dtype=torch.float64), rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "reference"), SMOOTH)
+def test_the_default_difference_points_the_right_way_in_float32(kind: Any, reference: Any) -> None:
+    module, batch = mlp_problem(), mlp_batch()
+    gradient = differentiated(reference, loss_function(module, batch), flat_parameters(module))[1]
+    landscape = landscape_of(module.float(), {name: value.float() for name, value in batch.items()})
+    found = kind().value_and_gradient(landscape, point_of(landscape))[1].double()
+    assert found @ gradient > 0.99 * found.norm() * gradient.norm()
+
+
+@pytest.mark.parametrize("num_tasks", [2, 5])
+def test_two_products_are_enough_for_any_number_of_tasks(num_tasks: int) -> None:
+    module = mlp_problem(num_tasks=num_tasks)
+    landscape = landscape_of(module, mlp_batch(num_tasks=num_tasks))
+    point = point_of(landscape)
+    for objective, cost in ((ConflictAlignment(), 2), (GradientNorm(), 1)):
+        landscape.forwards = landscape.backwards = 0
+        objective.value_and_gradient(landscape, point)
+        assert (landscape.forwards, landscape.backwards) == (cost, cost)
+
+
+@pytest.mark.parametrize("derivative", ["finite_difference", "double_backward"])
+def test_alignment_of_a_task_without_gradient_has_no_direction(derivative: Any) -> None:
+    module = mlp_problem(scales=[1.0, 0.0])
+    landscape = landscape_of(module, mlp_batch(num_tasks=2))
+    value, gradient = ConflictAlignment(derivative).value_and_gradient(landscape, point_of(landscape))
+    assert value == 0.0
+    assert gradient.shape == (landscape.num_parameters,)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("derivative", ["finite_difference", "double_backward"])
+@pytest.mark.parametrize("kind", [ConflictAlignment, GradientNorm])
+def test_nothing_has_a_direction_where_the_mean_gradient_is_zero(kind: Any, derivative: Any) -> None:
+    landscape = landscape_of(mlp_problem(scales=[0.0, 0.0]), mlp_batch(num_tasks=2))
+    value, gradient = kind(derivative).value_and_gradient(landscape, point_of(landscape))
+    assert value == 0.0
+    assert not gradient.any()
+
+
+def test_alignment_of_two_tasks_worked_by_hand() -> None:
+    # g_0 = (1, 2), so that the cosines are 11 / (5 sqrt 5) and -1 / sqrt 5.
+    point = Point(torch.zeros(2), rows([3, 4], [-1, 0]))
+    assert_close(ConflictAlignment().value(None, point), -1 / math.sqrt(5))  # type: ignore[arg-type]
+    assert_close(GradientNorm().value(None, point), math.sqrt(5))  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------------------------------------------------- Eq. 8 - 10
+
+
+class Recorded:
+    """Keeps the standard normal vectors that an objective draws."""
+
+    def __init__(self, landscape: Landscape) -> None:
+        self.drawn: list[Tensor] = []
+        self._draw = landscape.standard_normal
+        landscape.standard_normal = self  # type: ignore[method-assign]
+
+    def __call__(self) -> Tensor:
+        self.drawn.append(self._draw())
+        return self.drawn[-1]
+
+    def take(self, radius: float) -> list[Tensor]:
+        """The points on the sphere since the last call."""
+        drawn, self.drawn = self.drawn, []
+        return [radius * vector / vector.square().sum().sqrt() for vector in drawn]
+
+
+def sharpness(losses: LossFunction, position: Tensor, norms: Tensor, noises: list[Tensor], form: str) -> Tensor:
+    """Eq. 8 (difference form) and Eq. 9, with the weights of Eq. 10, written out."""
+    num_tasks = len(norms)
+    exponentials = (norms.sum() / norms).exp()
+    weights = num_tasks * exponentials / exponentials.sum()
+    values = []
+    for noise in noises:
+        at_noise = losses(position + noise)
+        change = at_noise - losses(position) if form == "difference" else at_noise
+        values.append((weights * change).mean().abs())
+    return torch.stack(values).max()
+
+
+@pytest.mark.parametrize("form", ["loss", "difference"])
+@pytest.mark.parametrize(("num_tasks", "num_batches"), [(2, 1), (3, 2), (5, 1)])
+def test_sampled_sharpness_equals_the_equations(form: Any, num_tasks: int, num_batches: int) -> None:
+    module = mlp_problem(num_tasks=num_tasks)
+    batches = [mlp_batch(num_tasks=num_tasks, seed=seed) for seed in range(num_batches)]
+    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
+    recorded, radius = Recorded(landscape), 0.3
+    objective = SampledSharpness(form, samples=4, radius=radius)
+    start = point_of(landscape)
+    norms = jacobian(losses, landscape.position()).detach().norm(dim=1)
+    objective.begin(landscape, start)
+    fixed = recorded.take(radius)
+    assert len(fixed) == 4
+
+    for shift in (0.0, 0.05):
+        position = flat_parameters(module) + shift
+        landscape.move_to(position)
+        point = Point(losses(position).detach())
+        expected = sharpness(losses, position, norms, fixed, form)
+        assert_close(objective.value(landscape, point), expected.item(), rtol=1e-10, atol=1e-12)
+        assert not recorded.drawn
+
+        value, gradient = objective.value_and_gradient(landscape, point)
+        fresh = recorded.take(radius)
+        assert len(fresh) == 4
+        variable = position.clone().requires_grad_()
+        expected = sharpness(losses, variable, norms, fresh, form)
+        assert_close(value, expected.item(), rtol=1e-10, atol=1e-12)
+        assert_close(gradient, torch.autograd.grad(expected, variable)[0], rtol=1e-9, atol=1e-11)
+        assert torch.equal(landscape.position(), position)
+
+
+def test_the_sharpest_sample_may_have_the_lower_loss() -> None:
+    module = mlp_problem()
+    landscape, losses = landscape_of(module, mlp_batch()), loss_function(module, mlp_batch())
+    recorded, objective = Recorded(landscape), SampledSharpness("difference", samples=1, radius=0.1)
+    point, position = point_of(landscape), landscape.position()
+    norms = point.gradients.norms
+    objective.begin(landscape, point)
+    recorded.take(0.1)
+    signs = set()
+    for _ in range(12):
+        gradient = objective.value_and_gradient(landscape, point)[1]
+        noises = recorded.take(0.1)
+        variable = position.clone().requires_grad_()
+        change = balance_weights(norms) @ (losses(variable + noises[0]) - losses(variable))
+        signs.add(math.copysign(1, change.item()))
+        expected = torch.autograd.grad(sharpness(losses, variable, norms, noises, "difference"), variable)[0]
+        assert_close(gradient, expected, rtol=1e-9, atol=1e-11)
+    assert signs == {-1.0, 1.0}
+
+
+def test_sampled_sharpness_needs_no_task_gradients_but_where_it_begins() -> None:
+    landscape = landscape_of(mlp_problem(), mlp_batch())
+    objective = SampledSharpness(samples=3)
+    assert not objective.uses_task_gradients
+    with pytest.raises(RuntimeError, match="`begin` must be called first"):
+        objective.value(landscape, Point(landscape.losses()))
+    objective.begin(landscape, point_of(landscape))
+    landscape.forwards = landscape.backwards = 0
+    objective.value_and_gradient(landscape, Point(torch.zeros(3)))
+    assert (landscape.forwards, landscape.backwards) == (4, 1)
+
+
+def test_a_teleport_begins_with_its_own_weights_and_noises() -> None:
+    landscape = landscape_of(mlp_problem(), mlp_batch())
+    point, objective = point_of(landscape), SampledSharpness()
+    objective.begin(landscape, point)
+    first = objective.value(landscape, point)
+    assert objective.value(landscape, point) == first
+    objective.begin(landscape, point)
+    assert objective.value(landscape, point) != first
+    objective.begin(landscape, Point(point.losses, rows([1] * 64, [2] * 64, [3] * 64)))
+    weighted = objective.value(landscape, point)
+    assert abs(weighted - first) > 0.01 * first
+
+
+def test_balance_weights_worked_by_hand() -> None:
+    # Ratios 3 and 3/2; 6, 3 and 2.
+    e = math.exp
+    two = [2 * e(3) / (e(3) + e(1.5)), 2 * e(1.5) / (e(3) + e(1.5))]
+    total = e(6) + e(3) + e(2)
+    three = [3 * e(6) / total, 3 * e(3) / total, 3 * e(2) / total]
+    assert_close(balance_weights(torch.tensor([1.0, 2.0]).double()), torch.tensor(two).double())
+    assert_close(balance_weights(torch.tensor([1.0, 2.0, 3.0])), torch.tensor(three))
+    assert torch.equal(balance_weights(torch.full((5,), 7.0)), torch.ones(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("norms", "weights"),
+    [
+        ([1.0, 1e6], [2.0, 0.0]),
+        ([1e6, 1.0, 1.0], [0.0, 1.5, 1.5]),
+        ([0.0, 5.0, 3.0], [3.0, 0.0, 0.0]),
+        ([0.0, 5.0, 0.0], [1.5, 0.0, 1.5]),
+        ([0.0, 0.0], [1.0, 1.0]),
+        ([1e-30, 1e30], [2.0, 0.0]),
+    ],
+)
+def test_balance_weights_do_not_overflow(norms: list[float], weights: list[float], dtype: torch.dtype) -> None:
+    assert_close(balance_weights(torch.tensor(norms, dtype=dtype)), torch.tensor(weights, dtype=dtype))
+
+
+@given(st.lists(st.floats(0, 1e30), min_size=2, max_size=6))
+def test_balance_weights_sum_to_the_number_of_tasks_and_favor_small_gradients(norms: list[float]) -> None:
+    weights = balance_weights(torch.tensor(norms, dtype=torch.float64))
+    assert_close(weights.sum().item(), float(len(norms)))
+    order = torch.tensor(norms, dtype=torch.float64).argsort()
+    assert (weights[order].diff() <= 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ controls
+
+
+def test_a_random_direction_accepts_everything_and_repeats_by_its_seed() -> None:
+    landscape = landscape_of(mlp_problem(), mlp_batch(), seed=3)
+    state, point = torch.get_rng_state(), Point(torch.zeros(3))
+    objective = RandomDirection()
+    value, direction = objective.value_and_gradient(landscape, point)
+    assert value is None
+    assert objective.value(landscape, point) is None
+    assert not objective.uses_task_gradients
+    assert torch.equal(torch.get_rng_state(), state)
+    again = landscape_of(mlp_problem(), mlp_batch(), seed=3)
+    assert torch.equal(objective.value_and_gradient(again, point)[1], direction)
+    assert not torch.equal(objective.value_and_gradient(again, point)[1], direction)
+    assert (landscape.forwards, landscape.backwards) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ConflictAlignment("double_backward"),
+        lambda: GradientNorm("double_backward"),
+        lambda: SampledSharpness("difference"),
+        RandomDirection,
+    ],
+)
+def test_reversed_is_the_negative(make: Any) -> None:
+    answers = []
+    for wrap in (lambda objective: objective, Reversed):
+        landscape = landscape_of(mlp_problem(), mlp_batch(), seed=2)
+        point, objective = point_of(landscape), wrap(make())
+        objective.begin(landscape, point)
+        answers.append((objective.value(landscape, point), *objective.value_and_gradient(landscape, point), objective))
+    (value, slope_value, slope, plain), (negative, slope_negative, slope_back, turned) = answers
+    if value is None:
+        assert negative is slope_negative is None
+    else:
+        assert (negative, slope_negative) == (-value, -slope_value)
+    assert torch.equal(slope_back, -slope)
+    assert turned.uses_task_gradients == plain.uses_task_gradients
+
+
+def test_reversing_twice_changes_nothing() -> None:
+    landscape = landscape_of(mlp_problem(), mlp_batch())
+    point = point_of(landscape)
+    objective = ConflictAlignment("double_backward")
+    value, gradient = objective.value_and_gradient(landscape, point)
+    twice_value, twice_gradient = Reversed(Reversed(objective)).value_and_gradient(landscape, point)
+    assert value == twice_value
+    assert torch.equal(gradient, twice_gradient)
+
+
+class Custom(Objective):
+    def value(self, landscape: Landscape, point: Point) -> float:
+        return 1.0
+
+    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+        return 1.0, landscape.position()
+
+
+def test_an_objective_of_ones_own_needs_no_preparation() -> None:
+    module: Problem = mlp_problem()
+    landscape = landscape_of(module, mlp_batch())
+    point = point_of(landscape)
+    objective = Reversed(Custom())
+    objective.begin(landscape, point)
+    value, gradient = objective.value_and_gradient(landscape, point)
+    assert value == -1.0
+    assert torch.equal(gradient, -flat_parameters(module))
+    assert repr(objective) == "Reversed(Custom())"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ConflictAlignment("exact"), ValueError, "`derivative` must be one of .* got 'exact'"),
+        (lambda: GradientNorm("exact"), ValueError, "`derivative` must be one of .* got 'exact'"),
+        (lambda: ConflictAlignment(epsilon=0.0), ValueError, "`epsilon` must be a positive number; got 0.0"),
+        (lambda: GradientNorm(epsilon=math.inf), ValueError, "`epsilon` must be a positive number; got inf"),
+        (lambda: ConflictAlignment(epsilon=math.nan), ValueError, "`epsilon` must be a positive number; got nan"),
+        (lambda: SampledSharpness("ratio"), ValueError, "`form` must be 'loss' .* or 'difference' .* got 'ratio'"),
+        (lambda: SampledSharpness(samples=0), ValueError, "`samples` must be an integer of at least 1; got 0"),
+        (lambda: SampledSharpness(samples=2.0), ValueError, "`samples` must be an integer of at least 1; got 2.0"),
+        (lambda: SampledSharpness(radius=-1.0), ValueError, "`radius` must be a positive number; got -1.0"),
+        (lambda: Reversed("conflict"), TypeError, "`objective` must be .* got 'conflict'"),
+    ],
+)
+def test_bad_arguments_are_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
