@@ -237,15 +237,12 @@ class SymmetryTeleportCallback(Callback):
         self._remove_hook()
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count anew, unless training resumes in the middle of this epoch."""
-        if self._epoch.epoch != trainer.current_epoch:
-            self._epoch = _EpochCounts(epoch=trainer.current_epoch)
-
-    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask for the task gradients of the coming optimizer step if a check is due."""
         assert isinstance(pl_module, MultiTaskMixin)
+        # Not in `on_train_epoch_start`, which Lightning skips for the epoch after a checkpoint of its last batch.
+        if self._epoch.epoch != trainer.current_epoch:
+            self._epoch = _EpochCounts(epoch=trainer.current_epoch)
         if self._due is None:
             self._due = self.should_check(trainer, pl_module)
         if self._due:

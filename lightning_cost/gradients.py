@@ -225,13 +225,13 @@ class GradientBuffer:
         """Discard what was added.
 
         Args:
-            expected: Task gradients whose largest is expected to be the largest here as well.
+            expected: Task gradients whose largest is expected to be the largest here as well; without them the next
+                :meth:`add` differentiates every task.
         """
         self._open = False
         self._gradients = None
         self._derived = None
-        if expected is not None:
-            self.largest = _largest(expected)
+        self.largest = None if expected is None else _largest(expected)
 
     def _begin(self, names: tuple[str, ...], shared: list[Parameter], weight: float | None, derive: bool) -> None:
         self._names = names

@@ -195,7 +195,8 @@ class MultiTaskMixin(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute, check and log the task losses; returns their scalarization. See :meth:`task_losses`."""
         self._check_gradients_were_used()
-        rng = RngState.capture() if self._recording else None
+        # A validation step may call this one, in the middle of an accumulation window.
+        rng = RngState.capture() if self._recording and self.trainer.training else None
         losses = self.evaluate_tasks(batch, batch_idx)
         _check_finite(losses)
         if rng is not None:

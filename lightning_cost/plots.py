@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,8 +32,6 @@ __all__ = ["ConflictTrace", "Curves", "before_after", "conflict_against_loss", "
 # Okabe and Ito's colors, which most color-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _CONFLICT, _CALM, _NEUTRAL = "#D55E00", "#0072B2", "#666666"
-
-Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True)
@@ -203,9 +201,7 @@ def learning_curves(
         for (variant, curves), color in zip(variants.items(), _cycle(variants), strict=True):
             values = np.asarray(curves.values, dtype=float)
             ax.plot(curves.steps, values.mean(axis=0), color=color, linewidth=1.8, label=variant)
-            ax.fill_between(
-                curves.steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0
-            )
+            ax.fill_between(curves.steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
         ax.set(title=title, xlabel="step", ylabel=ylabel, yscale=yscale)
         ax.legend(loc="upper right")
     return figure
@@ -245,9 +241,7 @@ def _diagonal(ax: Axes) -> None:
     ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
 
 
-def _panels(
-    argument: str, panels: Mapping[str, object], columns: int, sharey: Any
-) -> tuple[Figure, list[Axes]]:
+def _panels(argument: str, panels: Mapping[str, object], columns: int, sharey: Any) -> tuple[Figure, list[Axes]]:
     """A figure with one tidy Axes a panel, and none where the last row has no panel."""
     _check_panels(argument, panels)
     if columns < 1:

@@ -179,6 +179,7 @@ class Teleporter:
             buffer = reached.buffer
             if update is not landscape:
                 buffer = self._take(taken)
+                buffer.restart(reached.point.gradients)
                 update.point(buffer)
             assert buffer is not None
             taken.remove(buffer)
@@ -198,6 +199,7 @@ class Teleporter:
         position, point, buffer = landscape.position(), known, None
         if point is None:
             buffer = self._take(taken)
+            buffer.restart()
             point = landscape.point(buffer)
             assert point is not None
         self.objective.begin(landscape, point)

@@ -50,7 +50,7 @@ class Majority:
 
     def __call__(self, gradients: TaskGradients) -> bool:
         """Whether the share is reached."""
-        # The guard keeps ceil(0.3 * 10) at 3 although the product rounds to just above it.
+        # The guard keeps ceil(0.28 * 25) at 7 although the product rounds to just above it.
         needed = max(1, math.ceil(self.share * len(gradients.names) - 1e-9))
         return int((gradients.cosines < 0).sum()) >= needed
 

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
 from torchjd import aggregation, scalarization
 from torchjd.aggregation import UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
@@ -431,6 +432,32 @@ def test_reading_the_task_gradients_changes_nothing():
     fit(read, make_batches(8), callbacks=[Availability()], accumulate_grad_batches=2)
     fit(unread, make_batches(8), accumulate_grad_batches=2)
     assert_same_parameters(read, unread)
+
+
+def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_never():
+    class Validated(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx < 4:
+                self.record_batches()
+
+        def validation_step(self, batch, batch_idx):
+            return self.training_step(batch, batch_idx)
+
+        def val_dataloader(self):
+            return DataLoader(make_batches(2, seed=1), batch_size=None)
+
+        def on_before_optimizer_step(self, optimizer):
+            recorded.append([record.batch_idx for record in self.recorded_batches])
+            values.extend(record.losses for record in self.recorded_batches)
+            super().on_before_optimizer_step(optimizer)
+
+    recorded, values, batches = [], [], make_batches(8)
+    module = Validated()
+    with torch.no_grad():
+        first = torch.stack(list(module.losses(batches[0]).values()))
+    fit(module, batches, accumulate_grad_batches=4, val_check_interval=2)
+    assert recorded == [[0, 1, 2, 3], []]
+    assert torch.equal(values[0], first)
 
 
 def test_task_losses_and_their_scalarization_are_logged():

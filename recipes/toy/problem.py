@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["STARTS", "TASKS", "distance_to_front", "pareto_front", "toy_losses"]
+__all__ = ["STARTS", "TASKS", "gap_to_front", "pareto_front", "toy_losses"]
 
 TASKS = ("L1", "L2")
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
@@ -38,20 +40,17 @@ def toy_losses(theta: Tensor) -> Tensor:
 
 
 @cache
-def pareto_front(num: int = 2001) -> Tensor:
+def pareto_front() -> Tensor:
     """Points of the Pareto front, evenly spaced along t1 from -7 to 7.
 
     It lies in the bowls. A weighted sum of both losses is stationary in t1 where t1 / 7 is the difference of the
-    weights. Put into its derivative by t2, this leaves one equation for t2, which has one root between -9 and -8:
-    -8.355 at t1 = 0, where the mean of the losses has its minimum, and -8.434 at both ends.
-
-    Args:
-        num: Number of points.
+    weights. Put into its derivative by t2, this leaves one equation for t2, with one root between -9 and -8: -8.355 at
+    t1 = 0, where the mean of the losses has its minimum, and -8.434 at both ends.
 
     Returns:
-        Points (t1, t2), shape (num, 2), float64.
+        Points (t1, t2), shape (2001, 2), float64.
     """
-    t1 = torch.linspace(-7, 7, num, dtype=torch.float64)
+    t1 = torch.linspace(-7, 7, 2001, dtype=torch.float64)
     depth = (49 - t1**2) / 10 - 20
     low, high = torch.full_like(t1, -9), torch.full_like(t1, -8)
     for _ in range(60):
@@ -62,13 +61,23 @@ def pareto_front(num: int = 2001) -> Tensor:
     return torch.stack([t1, (low + high) / 2], dim=-1)
 
 
-def distance_to_front(theta: Tensor) -> Tensor:
-    """Distance to the nearest point of the Pareto front.
+def gap_to_front(theta: Tensor) -> float:
+    """By how much both losses can still fall at once; 0 on the Pareto front.
+
+    The point of the front that lowers both equally has the same difference of the losses, which grows steadily from one
+    end of the front to the other. Past an end, the end is the best point.
 
     Args:
-        theta: Points (t1, t2), shape (..., 2).
-
-    Returns:
-        Shape (...), float64.
+        theta: A point (t1, t2), shape (2,).
     """
-    return (theta.double().unsqueeze(-2) - pareto_front()).norm(dim=-1).amin(-1)
+    losses = toy_losses(theta.double()).numpy()
+    difference, *front = _front_losses()
+    best = [np.interp(losses[0] - losses[1], difference, loss) for loss in front]
+    return float((losses - best).min())
+
+
+@cache
+def _front_losses() -> tuple[NDArray[np.float64], ...]:
+    """L1 - L2, in ascending order, L1 and L2 along the front."""
+    first, second = toy_losses(pareto_front()).flip(0).numpy().T
+    return first - second, first, second

@@ -1,0 +1,1 @@
+"""What the recipes share: training that is recorded, in parallel, and how methods are compared."""

@@ -1,0 +1,112 @@
+"""Independent runs in worker processes that never outlive the program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import torch
+
+__all__ = ["RunFailedError", "run_all"]
+
+Spec = TypeVar("Spec")
+Result = TypeVar("Result")
+
+# What Lightning has to say to every small run without loggers.
+_CHATTER = (
+    ".*isinstance.treespec, LeafSpec.. is deprecated",
+    ".*does not have many workers",
+    ".*GPU available but not used",
+)
+
+
+class RunFailedError(RuntimeError):
+    """A run failed; the message has its name and the traceback from its worker."""
+
+
+def run_all(function: Callable[[Spec], Result], specs: Mapping[str, Spec], jobs: int) -> Iterator[tuple[str, Result]]:
+    """Call a function for every specification, each in one of several fresh, single-threaded processes.
+
+    If a run fails, on Ctrl-C, or when the iteration is given up, the workers end at once and the runs that are left
+    never start.
+
+    Args:
+        function: Importable by its name, as everything that it takes and returns.
+        specs: Name of the run to its specification, in the order in which to start.
+        jobs: Number of processes.
+
+    Yields:
+        Name and result of each run, in the order in which they finish.
+
+    Raises:
+        ValueError: If `jobs` is below 1.
+        RunFailedError: If a run raises an exception or its process dies.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs={jobs} must be at least 1.")
+    others = set(active_children())
+    executor = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker)
+    left = list(specs)
+    try:
+        with _interrupts_ignored():
+            futures = {executor.submit(_call, function, name, spec): name for name, spec in specs.items()}
+        for future in as_completed(futures):
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                # Runs start in order, so that the first ones without a result are those under way.
+                raise RunFailedError(
+                    f"A worker process died without a traceback, as when memory runs out, in one of: {left[:jobs]}."
+                ) from error
+            left.remove(futures[future])
+            yield futures[future], result
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in set(active_children()) - others:
+            child.kill()
+        raise
+    executor.shutdown()
+
+
+def _call(function: Callable[[Spec], Result], name: str, spec: Spec) -> Result:
+    try:
+        return function(spec)
+    except Exception:
+        # From None: the text holds the cause, which may not survive the way back.
+        raise RunFailedError(f"The run {name!r} failed:\n{traceback.format_exc()}") from None
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, which reaches all of a terminal: their parent ends them."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _start_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for message in _CHATTER:
+        warnings.filterwarnings("ignore", message)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

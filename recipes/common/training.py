@@ -1,0 +1,192 @@
+"""One training run, quiet, seeded and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback, TeleportReport
+from lightning_cost.triggers import Trigger, dominated_conflict
+
+__all__ = ["Evaluation", "Look", "Measured", "StepRecorder", "ValidationRecorder", "train_and_test"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One training step, before any teleport.
+
+    Attributes:
+        step: Optimizer steps taken before it.
+        losses: Task to its loss on the batch.
+        conflict: Whether the trigger holds.
+    """
+
+    step: int
+    losses: dict[str, float]
+    conflict: bool
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the task losses."""
+        return sum(self.losses.values()) / len(self.losses)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Validation metrics after a number of optimizer steps."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of one run.
+
+    Attributes:
+        test: Test metrics after the last step.
+        validation: Validation metrics along training.
+        looks: The steps that were looked at.
+        reports: The teleports that were tried.
+        steps: Number of optimizer steps.
+        seconds: Wall-clock time of `trainer.fit`.
+        cpu_seconds: CPU time of it, which other work on the machine touches less.
+    """
+
+    test: dict[str, float]
+    validation: list[Evaluation]
+    looks: list[Look]
+    reports: list[TeleportReport]
+    steps: int
+    seconds: float
+    cpu_seconds: float
+
+
+class StepRecorder(Callback):
+    """Looks at task losses and conflict in every n-th step, the same way with and without a teleport callback.
+
+    It must come before that callback in the Trainer's list, so that it sees the step before the teleport. A step in
+    which nobody else needs task gradients takes longer when it is looked at.
+
+    Args:
+        every: Look at every n-th optimizer step.
+        trigger: What counts as conflict.
+
+    Attributes:
+        looks: What was seen.
+    """
+
+    def __init__(self, every: int = 10, trigger: Trigger = dominated_conflict) -> None:
+        if every < 1:
+            raise ValueError(f"every={every} must be at least 1.")
+        self.every = every
+        self.trigger = trigger
+        self.looks: list[Look] = []
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Ask for the task gradients and the losses of a step that is due."""
+        if trainer.global_step % self.every == 0:
+            assert isinstance(pl_module, MultiTaskMixin)
+            pl_module.request_task_gradients()
+            pl_module.record_batches()
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Note what the step looks like."""
+        if trainer.global_step % self.every == 0:
+            assert isinstance(pl_module, MultiTaskMixin)
+            gradients = pl_module.task_gradients
+            assert gradients is not None
+            losses = torch.stack([record.losses for record in pl_module.recorded_batches]).mean(dim=0)
+            by_task = dict(zip(gradients.names, losses.tolist(), strict=True))
+            self.looks.append(Look(trainer.global_step, by_task, self.trigger(gradients)))
+
+
+class ValidationRecorder(Callback):
+    """Keeps the metrics of every validation epoch.
+
+    Attributes:
+        evaluations: The metrics, by their names without `val/`.
+    """
+
+    def __init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the metrics."""
+        self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/")))
+
+
+def train_and_test(
+    make_model: Callable[[], L.LightningModule],
+    data: L.LightningDataModule,
+    *,
+    seed: int,
+    epochs: int,
+    teleport: SymmetryTeleportCallback | None = None,
+    validate_every: int = 1,
+    look_every: int | None = 10,
+) -> Measured:
+    """Train from a seed for a number of epochs, then test what the last step left: nothing is selected on the way.
+
+    Two runs that differ in `teleport` or in the method of the model alone, start from the same weights and, if the
+    data decide the batches themselves, see the same batches.
+
+    Args:
+        make_model: Builds the model; called after seeding.
+        data: Training, validation and test data.
+        seed: Seed of everything that draws from the global generators.
+        epochs: Number of epochs.
+        teleport: The callback to train with.
+        validate_every: Validate after every n-th epoch.
+        look_every: Look at losses and conflict in every n-th step; None: never.
+    """
+    L.seed_everything(seed, verbose=False)
+    model = make_model()
+    validation = ValidationRecorder()
+    recorder = None if look_every is None else StepRecorder(look_every)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=epochs,
+        check_val_every_n_epoch=validate_every,
+        num_sanity_val_steps=0,
+        callbacks=[callback for callback in (recorder, teleport, validation) if callback is not None],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    began, began_cpu = time.perf_counter(), time.process_time()
+    trainer.fit(model, data)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
+    steps = trainer.global_step
+    trainer.test(model, data, verbose=False)
+    return Measured(
+        test=_metrics(trainer, "test/"),
+        validation=validation.evaluations,
+        looks=[] if recorder is None else recorder.looks,
+        reports=[] if teleport is None else teleport.reports,
+        steps=steps,
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+    )
+
+
+def _metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(prefix)
+    }

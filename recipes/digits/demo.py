@@ -1,0 +1,130 @@
+"""Multi-task training with and without COST on real digits: `make demo`, or `python -m recipes.digits.demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from recipes.common.compare import Run, compare
+from recipes.common.parallel import RunFailedError, run_all
+from recipes.digits._figures import draw
+from recipes.digits._files import write_files
+from recipes.digits._runs import PROBLEMS, RunSpec, plan, plan_traces, train
+from recipes.digits._table import make_caption, make_table, make_title
+
+__all__ = ["main"]
+
+_WIDTH = 100
+_FULL, _QUICK = 4000, 1280
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Train, compare, and write tables and figures.
+
+    Args:
+        args: Command line without the program's name; None: `sys.argv`.
+
+    Returns:
+        The exit status.
+    """
+    options = _parse(args)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    began = time.perf_counter()
+    num_train = _QUICK if options.quick else _FULL
+    specs = plan(options.seeds, options.epochs, num_train) + plan_traces(options.seeds[0], num_train)
+    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        runs = _train_all(specs, options.jobs, console)
+    except RunFailedError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted; the workers have been ended and nothing was written.")
+        return 130
+
+    compared = {spec: run for spec, run in runs.items() if spec.teleport == "default"}
+    summaries = {}
+    console.print()
+    console.rule("Multi-task training with and without COST")
+    for name, problem in PROBLEMS.items():
+        of_problem = [run for spec, run in compared.items() if spec.problem == name]
+        summaries[name] = compare(of_problem, problem.higher_is_better)
+        console.print(make_title(name, of_problem[0].measured.steps), highlight=False)
+        console.print(make_table(name, of_problem, summaries[name]), highlight=False)
+    console.print(make_caption(options.seeds, options.jobs), highlight=False)
+    console.print()
+    listing = Table.grid(padding=(0, 2, 0, 0))
+    for what, path in (*write_files(runs, summaries, options.output), *draw(runs, options.output)):
+        listing.add_row(str(path) if path else "[yellow]no teleport to draw[/yellow]", what)
+    console.print(listing, highlight=False)
+    console.print(f"\nDone in {time.perf_counter() - began:.0f} s.", highlight=False)
+    return 0
+
+
+def _train_all(specs: Sequence[RunSpec], jobs: int, console: Console) -> dict[RunSpec, Run]:
+    """All runs, in the order of the specifications."""
+    # The longer ones first, so that no worker is left with a long one at the end.
+    started = sorted(specs, key=lambda spec: (not spec.variant.cost, spec.task is not None))
+    by_name = {spec.name: spec for spec in started}
+    runs: dict[RunSpec, Run] = {}
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with progress:
+        task = progress.add_task(f"training, {jobs} at a time", total=len(specs))
+        for name, run in run_all(train, by_name, jobs):
+            runs[by_name[name]] = run
+            progress.update(task, advance=1, description=name)
+    return {spec: runs[spec] for spec in specs}
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.digits.demo",
+        description="Train two problems with and without COST; print tables, write CSV files and figures.",
+    )
+    defaults = ", ".join(f"{problem.epochs} ({name})" for name, problem in PROBLEMS.items())
+    parser.add_argument(
+        "--epochs", type=_at_least(1), help=f"epochs of 62 steps, for both problems; default: {defaults}"
+    )
+    parser.add_argument("--seeds", type=_at_least(0), nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder; default: demo_output")
+    parser.add_argument(
+        "--jobs", type=_at_least(1), default=min(2, os.cpu_count() or 1), help="runs at a time; default: 2"
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed, 2 epochs, fewer images: does it run at all?")
+    options = parser.parse_args(args)
+    if len(set(options.seeds)) != len(options.seeds):
+        parser.error(f"argument --seeds: each seed once; got {options.seeds}")
+    if options.quick:
+        options.seeds, options.epochs = options.seeds[:1], 2
+    return options
+
+
+def _at_least(least: int):
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
+        return value
+
+    return integer
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

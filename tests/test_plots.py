@@ -1,0 +1,249 @@
+"""Figures: what the artists hold is what was given."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lightning_cost import TeleportReport
+from lightning_cost.plots import (
+    ConflictTrace,
+    Curves,
+    before_after,
+    conflict_against_loss,
+    learning_curves,
+    teleport_trace,
+)
+
+
+def make_report(step=0, accepted=True, trace=(), before=(0.9, -0.3), after=(0.8, 0.1), norms=(2.0, 3.0)):
+    def by_task(values):
+        return dict(zip(("left", "right"), values, strict=True))
+
+    return TeleportReport(
+        step=step,
+        epoch=0,
+        accepted=accepted,
+        reason="",
+        losses_before=by_task((1.0, 2.0)),
+        losses_after=by_task((1.0, 2.0)),
+        cosines_before=by_task(before),
+        cosines_after=by_task(after),
+        grad_norm_before=norms[0],
+        grad_norm_after=norms[1],
+        sigma=0.0,
+        drift=0.0,
+        seconds=0.1,
+        forwards=3,
+        backwards=5,
+        trace=list(trace),
+    )
+
+
+LEVEL_SET = [
+    {"stage": "start", "losses": [1.0, 2.0], "drift": 0.0, "objective": -0.3},
+    {"stage": "step", "losses": [1.1, 2.0], "drift": 0.1},
+    {"stage": "candidate", "losses": [1.05, 2.0], "drift": 0.05},
+    {"stage": "step", "losses": [1.02, 2.0], "drift": 0.02},
+    {"stage": "candidate", "losses": [1.01, 2.0], "drift": 0.01, "objective": 0.1},
+]
+PENALTY = [
+    {"stage": "start", "losses": [1.0, 2.0], "drift": 0.0, "objective": 7.0},
+    {"stage": "search", "losses": [1.0, 2.0], "loss_fluctuation": 0.0, "objective": 7.1},
+    {"stage": "search", "losses": [1.1, 2.2], "loss_fluctuation": 0.15, "objective": 7.5},
+    {"stage": "search", "losses": [1.0, 2.1], "loss_fluctuation": 0.05, "objective": 7.3},
+    {"stage": "candidate", "losses": [1.0, 2.1], "drift": 0.05, "objective": 7.2},
+]
+
+
+def points(line):
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def labelled(ax):
+    """Lines by the first word or words of their label, without the figures in brackets."""
+    return {
+        str(line.get_label()).partition(" (")[0]: points(line)
+        for line in ax.get_lines()
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def titles(figure):
+    return [ax.get_title() for ax in figure.axes if ax.get_title()]
+
+
+def drawn(figure):
+    """Laying out and rendering finds what building the artists does not, such as broken mathtext."""
+    figure.canvas.draw()
+    return figure
+
+
+class TestTeleportTrace:
+    def test_a_penalty_search_shows_both_terms_over_its_iterations(self):
+        figure = drawn(teleport_trace({"penalty": make_report(trace=PENALTY)}))
+        top, bottom = figure.axes
+        assert points(top.get_lines()[0]) == [(0, 0.0), (1, 0.15), (2, 0.05)]
+        assert points(bottom.get_lines()[0]) == [(0, 7.1), (1, 7.5), (2, 7.3)]
+        assert titles(figure) == ["penalty"]
+
+    def test_another_search_shows_every_evaluation(self):
+        figure = drawn(teleport_trace({"level set": make_report(trace=LEVEL_SET)}))
+        top, bottom = figure.axes
+        assert points(top.get_lines()[0]) == [(0, 0.0), (1, 0.1), (2, 0.05), (3, 0.02), (4, 0.01)]
+        assert points(bottom.get_lines()[0]) == [(0, -0.3), (4, 0.1)]  # The others have no objective.
+        assert [label.get_text() for label in bottom.get_xticklabels()] == [row["stage"] for row in LEVEL_SET]
+
+    def test_one_column_a_report(self):
+        reports = {"a": make_report(trace=PENALTY), "b": make_report(trace=LEVEL_SET), "c": make_report(trace=PENALTY)}
+        figure = drawn(teleport_trace(reports))
+        assert titles(figure) == ["a", "b", "c"]
+        assert [ax.get_subplotspec().colspan.start for ax in figure.axes if ax.get_title()] == [0, 1, 2]
+
+    def test_an_objective_without_a_value_leaves_a_gap(self):
+        trace = [{**row, "objective": None} for row in LEVEL_SET]
+        figure = drawn(teleport_trace({"random direction": make_report(trace=trace)}))
+        assert points(figure.axes[1].get_lines()[0]) == []
+
+    def test_a_report_without_trace_is_refused(self):
+        with pytest.raises(ValueError, match="'empty' has no trace"):
+            teleport_trace({"empty": make_report()})
+
+
+class TestBeforeAfter:
+    def test_points_are_those_of_the_accepted_teleports(self):
+        reports = [
+            make_report(before=(0.9, -0.3), after=(0.8, 0.1), norms=(2.0, 3.0)),
+            make_report(accepted=False, before=(0.7, -0.9), after=(0.7, -0.9), norms=(9.0, 9.0)),
+            make_report(before=(0.5, -0.2), after=(0.6, -0.1), norms=(1.0, 0.5)),
+        ]
+        figure = drawn(before_after({"run": reports}))
+        cosines, norms = figure.axes
+        assert labelled(cosines) == {"left": [(0.9, 0.8), (0.5, 0.6)], "right": [(-0.3, 0.1), (-0.2, -0.1)]}
+        assert (2.0, 3.0) in points(norms.get_lines()[0])
+        assert points(norms.get_lines()[0]) == [(2.0, 3.0), (1.0, 0.5)]
+
+    def test_both_axes_of_a_panel_have_the_same_limits_so_that_the_diagonal_means_no_change(self):
+        figure = drawn(before_after({"run": [make_report()]}))
+        for ax in figure.axes:
+            assert ax.get_xlim() == ax.get_ylim()
+
+    def test_a_row_a_run(self):
+        figure = drawn(before_after({"first": [make_report()], "second": [make_report(norms=(5.0, 6.0))]}))
+        assert [ax.get_subplotspec().rowspan.start for ax in figure.axes] == [0, 0, 1, 1]
+        assert points(figure.axes[3].get_lines()[0]) == [(5.0, 6.0)]
+
+    def test_without_an_accepted_teleport_there_is_nothing_to_compare(self):
+        with pytest.raises(ValueError, match="None of the 1 teleports of 'run' was accepted"):
+            before_after({"run": [make_report(accepted=False)]})
+
+
+class TestConflictAgainstLoss:
+    RUN = ConflictTrace([0, 10, 20, 30], [4.0, 2.0, 1.0, 0.5], [True, False, True, False])
+
+    def test_points_are_colored_by_conflict(self):
+        figure = drawn(conflict_against_loss({"run": self.RUN}))
+        lines = labelled(figure.axes[0])
+        assert lines == {"conflict": [(0, 4.0), (20, 1.0)], "no conflict": [(10, 2.0), (30, 0.5)]}
+        colors = {line.get_color() for line in figure.axes[0].get_lines()}
+        assert len(colors) == 2
+
+    def test_teleports_are_marked_where_they_happened(self):
+        reports = [make_report(step=12), make_report(step=20, accepted=False), make_report(step=27)]
+        figure = drawn(conflict_against_loss({"run": replace(self.RUN, reports=reports)}))
+        lines = labelled(figure.axes[0])
+        assert [x for x, _ in lines["teleport accepted"]] == [12, 27]
+        assert [x for x, _ in lines["teleport refused"]] == [20]
+
+    def test_the_legend_counts(self):
+        figure = drawn(conflict_against_loss({"run": replace(self.RUN, reports=[make_report(step=12)])}))
+        legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert legend == ["no conflict (50%)", "conflict (50%)", "teleport accepted (1)"]
+
+    def test_entries_must_match(self):
+        with pytest.raises(ValueError, match="'losses': 1"):
+            ConflictTrace([0, 1], [1.0], [True, False])
+        with pytest.raises(ValueError, match="at least one"):
+            ConflictTrace([], [], [])
+
+
+class TestLearningCurves:
+    CURVES = Curves([10, 20], [[3.0, 1.0], [5.0, 3.0], [4.0, 2.0]])
+
+    def test_the_line_is_the_mean_and_the_band_the_range_over_the_seeds(self):
+        figure = drawn(learning_curves({"problem": {"LS": self.CURVES}}, ylabel="loss"))
+        (ax,) = figure.axes
+        assert labelled(ax) == {"LS": [(10, 4.0), (20, 2.0)]}
+        corners = {tuple(corner) for corner in ax.collections[0].get_paths()[0].vertices.tolist()}
+        assert corners == {(10.0, 3.0), (10.0, 5.0), (20.0, 1.0), (20.0, 3.0)}
+        assert ax.get_ylabel() == "loss"
+
+    def test_variants_share_a_panel_and_panels_of_a_row_share_their_axis(self):
+        other = Curves([10, 20], [[30.0, 10.0]])
+        figure = drawn(learning_curves({"a": {"LS": self.CURVES, "COST": other}, "b": {"LS": self.CURVES}}, "loss"))
+        first, second = figure.axes
+        assert list(labelled(first)) == ["LS", "COST"]
+        assert len({line.get_color() for line in first.get_lines()}) == 2
+        assert first.get_ylim() == second.get_ylim()
+
+    def test_panels_fill_rows(self):
+        panels = dict.fromkeys("abcde", {"LS": self.CURVES})
+        figure = drawn(learning_curves(panels, "loss", columns=2))
+        assert titles(figure) == list("abcde")
+        grid = [(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start) for ax in figure.axes]
+        assert grid == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+
+    @pytest.mark.parametrize("values", [[1.0, 2.0], [[1.0, 2.0, 3.0]], np.empty((0, 2))])
+    def test_shapes_must_fit(self, values):
+        with pytest.raises(ValueError, match=r"shape \(runs, 2\)"):
+            Curves([10, 20], values)
+
+
+@pytest.mark.parametrize(
+    ("draw", "argument"),
+    [
+        (teleport_trace, "reports"),
+        (before_after, "reports"),
+        (conflict_against_loss, "runs"),
+        (lambda panels: learning_curves(panels, "loss"), "panels"),
+    ],
+)
+def test_no_panel_is_an_error_that_names_the_argument(draw, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must map at least one title"):
+        draw({})
+
+
+def test_no_column_is_an_error():
+    with pytest.raises(ValueError, match="`columns` must be at least 1; got 0"):
+        conflict_against_loss({"run": TestConflictAgainstLoss.RUN}, columns=0)
+
+
+def test_figures_stay_out_of_pyplot():
+    """Else a program that draws many would keep them all."""
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    teleport_trace({"a": make_report(trace=PENALTY)})
+    assert pyplot.get_fignums() == before
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_only_the_figures_need_matplotlib():
+    code = """
+import sys
+sys.modules["matplotlib"] = None
+import lightning_cost
+try:
+    import lightning_cost.plots
+except ImportError as error:
+    print(error)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert "lightning_cost.plots needs matplotlib" in done.stdout
+    assert "pip install 'lightning-cost[recipes]'" in done.stdout
