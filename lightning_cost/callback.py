@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -276,9 +276,12 @@ class SymmetryTeleportCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The reports, the counts of the epoch, the state of the random numbers, and the batches that are held."""
+        """The reports, the counts of the epoch, the state of the random numbers, and the batches that are held.
+
+        Traces are left out: with a teleport at every step, they would outgrow the model.
+        """
         return {
-            "reports": [asdict(report) for report in self.reports],
+            "reports": [asdict(replace(report, trace=[])) for report in self.reports],
             "epoch": asdict(self._epoch),
             "generator": self._generator.get_state(),
             "recent": [record.state_dict() for record in self._recent],

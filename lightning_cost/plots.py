@@ -2,8 +2,7 @@
 
 Every function takes a mapping from the title of a panel to what the panel shows, and returns a
 :class:`matplotlib.figure.Figure` that is not registered with ``pyplot``: save it with ``figure.savefig(path)``. In a
-notebook it shows itself. This is the one module that needs matplotlib, so that ``import lightning_cost`` does not load
-it.
+notebook it shows itself. This is the one module that needs matplotlib.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class TeleportReport:
         seconds: Wall-clock time.
         forwards: Forward passes of a batch, the update's own included if it was accepted.
         backwards: Backward passes of a task or of a weighted sum of tasks, likewise.
-        trace: What was evaluated on the way, in order: dictionaries with a ``stage`` and figures.
+        trace: What was evaluated on the way, in order: dictionaries with a ``stage`` and figures. Empty for teleports
+            from before training was resumed.
     """
 
     step: int

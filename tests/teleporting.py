@@ -131,7 +131,9 @@ def final_state(module: MultiTaskMixin, trainer: L.Trainer) -> dict[str, Any]:
     return {"module": dict(module.state_dict()), "optimizer": optimizer}
 
 
-def without_time(reports: list[TeleportReport]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in vars(report).items() if name != "seconds"} for report in reports]
-
-
+def without_time(reports: list[TeleportReport], traced_from: int = 0) -> list[dict[str, Any]]:
+    """The reports without what may differ: the time, and the traces of teleports before a step."""
+    return [
+        {**vars(report), "seconds": None, "trace": report.trace if report.step >= traced_from else []}
+        for report in reports
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import matplotlib as mpl
 import numpy as np
@@ -25,7 +26,7 @@ _LIMIT = 11.0
 _LEVELS = np.arange(-16, 10, 2)
 # The light half of a gray map, so that lines stand out.
 _SHADES = ListedColormap(mpl.colormaps["bone"](np.linspace(0.55, 0.97, len(_LEVELS) - 1)))
-_STYLES = ("--", "-")
+_STYLES: Final = ("--", "-")
 
 
 def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:

@@ -32,7 +32,7 @@ class ToyModel(MultiTaskMixin, L.LightningModule):
         self,
         start: tuple[float, float],
         mtl_method: Aggregator | Scalarizer | None = None,
-        lr: float = 0.01,
+        lr: float = 0.015,
         betas: tuple[float, float] = (0.9, 0.9),
     ) -> None:
         super().__init__()

@@ -45,26 +45,32 @@ class Trajectory(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the start."""
-        self._keep(pl_module.point)
+        self._keep(_point(pl_module))
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keep the jump, if the point moved since the last step."""
-        if not torch.equal(pl_module.point, self.points[-1]):
-            self.jumps.append((self.points[-1], pl_module.point))
+        point = _point(pl_module)
+        if not torch.equal(point, self.points[-1]):
+            self.jumps.append((self.points[-1], point))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the point, and stop if it is at the front."""
-        self._keep(pl_module.point)
+        self._keep(_point(pl_module))
         if self.gaps[-1] <= REACHED:
             trainer.should_stop = True
 
     def _keep(self, point: Tensor) -> None:
         self.points.append(point)
         self.gaps.append(gap_to_front(point))
+
+
+def _point(module: L.LightningModule) -> Tensor:
+    assert isinstance(module, ToyModel)
+    return module.point
 
 
 @dataclass(frozen=True)
