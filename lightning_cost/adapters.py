@@ -119,10 +119,23 @@ def _truncate(matrix: Tensor, rank: int) -> Tensor:
     if side <= _SMALL_SIDE:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        left, values, transposed = torch.svd_lowrank(matrix, q=min(rank + 2, side), niter=2)
-        right = transposed.T
+        basis = _range(matrix, min(rank + 2, side))
+        left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+        left = basis @ left
     truncated: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
     return truncated
+
+
+def _range(matrix: Tensor, columns: int, iterations: int = 2) -> Tensor:
+    """An orthonormal basis of what a matrix mostly maps to: randomized subspace iteration (Halko et al., Alg. 4.4).
+
+    ``torch.svd_lowrank`` does the same, but draws from the global generators, which may differ between processes.
+    """
+    test = torch.randn(matrix.shape[1], columns, generator=torch.Generator().manual_seed(0)).to(matrix)
+    basis: Tensor = torch.linalg.qr(matrix @ test).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    return basis
 
 
 def matrix_parameters(

@@ -170,7 +170,7 @@ class GradientBuffer:
         shared: Sequence[Parameter],
         scale: float,
         weight: float | None,
-    ) -> None:
+    ) -> int:
         """Add the task gradients of a micro-batch. Its ordinary backward must follow.
 
         Args:
@@ -178,6 +178,9 @@ class GradientBuffer:
             shared: The shared parameters.
             scale: Factor of this micro-batch, one over the number of micro-batches.
             weight: The common factor of the task losses in the scalarized loss; ``None`` if they differ.
+
+        Returns:
+            The number of backward passes, one a task or one less.
 
         Raises:
             RuntimeError: If a task has no gradient with respect to any shared parameter.
@@ -190,9 +193,11 @@ class GradientBuffer:
             # asked for between micro-batches, or if a parameter is not in the optimizer, which would clear it.
             self._begin(tuple(losses), list(shared), weight, derive=cleared)
         assert self._matrix is not None
+        passes = 0
         for index, (name, loss) in enumerate(losses.items()):
             if index == self._derived and loss.requires_grad:
                 continue
+            passes += 1
             gradients = task_gradient(name, loss, self._shared, scale)
             row = self._matrix[index]
             if first:
@@ -202,6 +207,7 @@ class GradientBuffer:
                     if gradient is not None:
                         view.add_(gradient)
         self._gradients = None
+        return passes
 
     def gradients(self) -> TaskGradients | None:
         """The task gradients added since the last :meth:`close`, or up to it; ``None`` before the first."""

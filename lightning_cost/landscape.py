@@ -178,9 +178,8 @@ class Landscape:
             if admits is not None and len(self._batches) == 1 and not admits(step.values):
                 return None
             scale = 1 / len(self._batches)
-            buffer.add(step.by_task, self.shared, scale, step.weight)
+            self.backwards += buffer.add(step.by_task, self.shared, scale, step.weight) + 1
             (step.total * scale).backward()
-            self.backwards += len(step.by_task)
         gradients = buffer.gradients()
         assert gradients is not None
         return Point(self._mean(seen), gradients)

@@ -269,10 +269,10 @@ class Teleporter:
 
 
 def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
-    r"""The similarity :math:`\sigma = \cos(\Delta	heta, g')` of a move and the gradient before it (Eq. 12).
+    r"""The similarity :math:`\sigma = \cos(\Delta\theta, g')` of a move and the gradient before it (Eq. 12).
 
     Args:
-        move: Change :math:`\Delta	heta` of the shared parameters, shape ``(P,)``.
+        move: Change :math:`\Delta\theta` of the shared parameters, shape ``(P,)``.
         gradient: Gradient :math:`g'` before the teleport, shape ``(P,)``: the one of the mean loss.
 
     Returns:

@@ -454,7 +454,7 @@ def test_rows_of_a_weight_tied_to_a_head():
         def __init__(self):
             super().__init__(UPGrad())
             self.backbone = make_mlp(5, 4, 4)
-            self.extra = nn.Linear(4, 4)
+            self.extra = nn.Linear(4, 4, bias=False)
             self.extra.weight = self.backbone[2].weight
 
         def losses(self, batch, features=None):
@@ -474,7 +474,7 @@ def test_a_task_has_zeros_for_shared_parameters_that_it_does_not_touch():
 
         def __init__(self):
             super().__init__(UPGrad())
-            self.second = nn.Linear(5, 4)
+            self.second = make_mlp(5, 4)
 
         def losses(self, batch, features=None):
             own = super().losses(batch)
@@ -491,6 +491,25 @@ def test_a_task_has_zeros_for_shared_parameters_that_it_does_not_touch():
         assert rows[2, first:].any()
 
 
+def test_a_task_that_touches_other_parameters_from_batch_to_batch_keeps_nothing_of_the_last():
+    class Alternating(WatchedNet):
+        shared_module = ("backbone", "second")
+
+        def __init__(self):
+            super().__init__(UPGrad())
+            self.second = make_mlp(5, 4)
+
+        def losses(self, batch, features=None):
+            features = self.second(batch["x"]) if batch["odd"] else self.features(batch)
+            return super().losses(batch) | {"ink": self.heads["ink"](features).square().mean()}
+
+    module = Alternating()
+    fit(module, swinging_batches(6))
+    assert_rows(module, steps=6)
+    first = sum(parameter.numel() for parameter in module.backbone.parameters())
+    assert [bool(rows[2, first:].any()) for rows in module.expected] == [False, True] * 3
+
+
 def test_rows_leave_out_frozen_parameters_and_follow_when_they_are_unfrozen():
     class Finetuned(WatchedNet):
         def configure_optimizers(self):
@@ -499,7 +518,7 @@ def test_rows_leave_out_frozen_parameters_and_follow_when_they_are_unfrozen():
 
     module = Finetuned(UPGrad())
     module.shared_module = ["backbone", "neck"]
-    module.neck = nn.Linear(4, 4)
+    module.neck = make_mlp(4, 4)
     module.features = lambda batch: module.neck(module.backbone(batch["x"]).tanh())
     unfreeze = BackboneFinetuning(unfreeze_backbone_at_epoch=1)
     fit(module, make_batches(3), max_epochs=2, callbacks=[unfreeze])

@@ -272,9 +272,6 @@ def test_counters_count_what_ran(num_batches: int, method: Any, monkeypatch: pyt
         assert (landscape.forwards, landscape.backwards) == (counted.forwards, counted.backwards)
 
 
-MISCOUNTED = pytest.mark.xfail(reason="`Landscape.point` counts one pass a task also where no row is subtracted")
-
-
 @pytest.mark.parametrize("num_batches", [1, 2])
 @pytest.mark.parametrize("admits", [None, lambda losses: True])
 @pytest.mark.parametrize(
@@ -282,8 +279,8 @@ MISCOUNTED = pytest.mark.xfail(reason="`Landscape.point` counts one pass a task 
     [
         (None, True),
         (UPGrad(), True),
-        pytest.param(UPGrad(), False, marks=MISCOUNTED),
-        pytest.param(Constant(torch.ones(4)), True, marks=MISCOUNTED),
+        (UPGrad(), False),
+        (Constant(torch.ones(4)), True),
     ],
 )
 def test_counters_count_what_a_point_takes(

@@ -189,7 +189,7 @@ class TestLearningCurves:
         assert first.get_ylim() == second.get_ylim()
 
     def test_panels_fill_rows(self):
-        panels = dict.fromkeys("abcde", {"LS": self.CURVES})
+        panels = {title: {"LS": self.CURVES} for title in "abcde"}
         figure = drawn(learning_curves(panels, "loss", columns=2))
         assert titles(figure) == list("abcde")
         grid = [(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start) for ax in figure.axes]

@@ -89,7 +89,7 @@ def make_caption(seeds: Sequence[int], jobs: int) -> Table:
         ("±", spread),
         (
             "change by COST",
-            "Δm% with COST minus without; negative is better. The two runs of a seed share initial weights and batches.",
+            "Δm% with COST minus without; negative is better. Both runs of a seed share initial weights and batches.",
         ),
         ("mean rank", "Over the metrics, among the six methods of the problem."),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -116,7 +116,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _at_least(least: int):
+def _at_least(least: int) -> Callable[[str], int]:
     def integer(text: str) -> int:
         value = int(text)
         if value < least:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from recipes.toy.problem import STARTS, pareto_front, toy_losses
+from recipes.toy.problem import pareto_front, toy_losses
 from recipes.toy.run import Run
 
 __all__ = ["draw"]
@@ -26,18 +26,18 @@ _LIMIT = 11.0
 _LEVELS = np.arange(-16, 10, 2)
 # The light half of a gray map, so that lines stand out.
 _SHADES = ListedColormap(mpl.colormaps["bone"](np.linspace(0.55, 0.97, len(_LEVELS) - 1)))
-_STYLES: Final = ("--", "-")
+_STYLES: tuple[Literal["--", "-"], ...] = ("--", "-")
 
 
 def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     """Draw the trajectories of two methods, and their gap to the Pareto front, and save the figure.
 
     Args:
-        runs: Method to its runs, one for each of ``STARTS``.
+        runs: Method to its runs, one for each of three starts.
         path: Image file to write.
     """
-    figure = Figure(figsize=(14.5, 5.4), layout="constrained")
-    left, right, curves = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
+    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    left, right, curves = figure.subplots(1, 3)
     for axes, (method, ways) in zip((left, right), runs.items(), strict=True):
         _map(axes)
         axes.set_title(method)
@@ -48,12 +48,12 @@ def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     shades = ScalarMappable(BoundaryNorm(_LEVELS, _SHADES.N), _SHADES)
     figure.colorbar(shades, ax=[left, right], label=r"mean loss $(L_1 + L_2)\,/\,2$", ticks=_LEVELS[::2], pad=0.02)
     _curves(curves, runs)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles=_legend(runs), loc="outside lower center", ncols=7, frameon=False)
     figure.savefig(path, dpi=150)
 
 
 def _map(axes: Axes) -> None:
-    ticks = torch.linspace(-_LIMIT, _LIMIT, 600, dtype=torch.float64)
+    ticks = torch.linspace(-_LIMIT, _LIMIT, 400, dtype=torch.float64)
     t1, t2 = torch.meshgrid(ticks, ticks, indexing="xy")
     mean = toy_losses(torch.stack([t1, t2], dim=-1)).mean(dim=-1)
     axes.contourf(t1, t2, mean.numpy(), levels=_LEVELS, cmap=_SHADES, extend="both")
@@ -77,20 +77,23 @@ def _curves(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
             axes.plot(run.gaps, style, color=color, linewidth=1.8)
     axes.set(title="Gap to the Pareto front", xlabel="optimizer step", ylabel="how far both losses can still fall")
     axes.set_yscale("log")
+    axes.set_box_aspect(1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     methods = [Line2D([], [], color="black", linestyle=s, label=m) for s, m in zip(_STYLES, runs, strict=True)]
-    axes.legend(handles=methods, frameon=False)
+    axes.legend(handles=methods, frameon=False, loc="center right")
 
 
-def _legend() -> list[Line2D]:
+def _legend(runs: Mapping[str, Sequence[Run]]) -> list[Line2D]:
+    starts = [run.points[0].tolist() for run in next(iter(runs.values()))]
+
     def mark(label: str, marker: str, color: str = "0.35") -> Line2D:
         return Line2D([], [], linestyle="", marker=marker, color=color, markersize=10, label=label)
 
     return [
-        *(mark(f"start ({t1:g}, {t2:g})", "o", color) for (t1, t2), color in zip(STARTS, _COLORS, strict=True)),
+        *(mark(f"start ({t1:.3g}, {t2:.3g})", "o", color) for (t1, t2), color in zip(starts, _COLORS, strict=True)),
         mark("Pareto front reached", "*"),
-        mark("stuck", "X"),
+        mark("out of steps", "X"),
         Line2D([], [], color="gold", linewidth=3, label="teleport"),
         Line2D([], [], color="black", linewidth=4, label="Pareto front"),
     ]

@@ -1,0 +1,240 @@
+"""What the recipes share: recorded runs, worker processes, and comparisons worked by hand."""
+
+import math
+import multiprocessing
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from lightning_cost import SymmetryTeleportCallback
+from recipes.common.compare import SINGLE_TASK, Estimate, Run, Variant, baselines, compare, delta_m_of
+from recipes.common.parallel import RunFailedError, run_all
+from recipes.common.training import Look, Measured, StepRecorder, train_and_test
+from recipes.digits import DigitsDataModule, DigitsModel
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+SMALL = {"num_train": 640, "num_val": 64, "num_test": 64}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The same short training three times, by name; also the models."""
+    torch.set_num_threads(1)
+    models = {}
+
+    def train(name, teleport=None, look_every=1):
+        def make_model():
+            models[name] = DigitsModel(width=16, loss_weights={"right": 0.03})
+            return models[name]
+
+        data = DigitsDataModule(**SMALL, shuffle_seed=3)
+        return train_and_test(make_model, data, seed=3, epochs=3, teleport=teleport, look_every=look_every)
+
+    measured = {
+        "plain": train("plain"),
+        "unwatched": train("unwatched", look_every=None),
+        "cost": train("cost", SymmetryTeleportCallback()),
+    }
+    return measured, models
+
+
+def test_looking_changes_nothing(trained):
+    measured, models = trained
+    assert measured["plain"].test == measured["unwatched"].test
+    watched, unwatched = models["plain"].state_dict(), models["unwatched"].state_dict()
+    assert all(torch.equal(watched[name], unwatched[name]) for name in unwatched)
+    assert measured["unwatched"].looks == []
+
+
+def test_every_step_is_looked_at_before_the_teleport(trained):
+    measured, _ = trained
+    looks, reports = measured["cost"].looks, measured["cost"].reports
+    assert [look.step for look in looks] == list(range(30))
+    assert len(reports) > 0
+    # The callback checks from the second epoch on, with the trigger that the recorder has.
+    assert [look.step for look in looks if look.conflict and look.step >= 10] == [report.step for report in reports]
+    for report in reports:
+        assert looks[report.step].losses == pytest.approx(report.losses_before, rel=1e-6)
+
+
+def test_paired_runs_are_the_same_until_the_first_teleport(trained):
+    measured, _ = trained
+    plain, cost = measured["plain"], measured["cost"]
+    first = cost.reports[0].step
+    assert plain.looks[: first + 1] == cost.looks[: first + 1]
+    assert plain.looks[first + 1 :] != cost.looks[first + 1 :]
+    assert plain.validation[0] == cost.validation[0]
+
+
+def test_what_a_run_reports(trained):
+    measured, _ = trained
+    plain = measured["plain"]
+    assert plain.steps == 30
+    assert [evaluation.step for evaluation in plain.validation] == [10, 20, 30]
+    assert set(plain.test) == set(plain.validation[0].metrics) == {"left_accuracy", "right_accuracy"}
+    assert plain.reports == []
+    assert plain.cpu_seconds > 0
+    assert plain.seconds > 0
+
+
+def test_every_nth_step_is_looked_at():
+    data = DigitsDataModule(**SMALL)
+    measured = train_and_test(lambda: DigitsModel(width=4), data, seed=0, epochs=2, validate_every=2, look_every=7)
+    assert [look.step for look in measured.looks] == [0, 7, 14]
+    assert [evaluation.step for evaluation in measured.validation] == [20]
+    with pytest.raises(ValueError, match="every=0"):
+        StepRecorder(every=0)
+
+
+# ------------------------------------------------------------------------------------------------------------ parallel
+
+
+def children():
+    return set(multiprocessing.active_children())
+
+
+def assert_gone(processes):
+    for process in processes:
+        process.join(timeout=20)
+        assert not process.is_alive()
+
+
+def test_every_run_gives_its_result_in_a_process_of_one_thread():
+    specs = {
+        "threads": "__import__('torch').get_num_threads()",
+        "here": "__import__('os').getpid()",
+        "sum": "1 + 1",
+    }
+    results = dict(run_all(eval, specs, jobs=2))
+    assert results.keys() == specs.keys()
+    assert results["threads"] == 1
+    assert results["sum"] == 2
+    assert results["here"] != multiprocessing.current_process().pid
+
+
+def test_a_failing_run_is_named_with_its_traceback_and_ends_the_others():
+    before = children()
+    specs = {"bad": "1 / 0", "long": "__import__('time').sleep(600)", "never": "1"}
+    began = time.monotonic()
+    with pytest.raises(RunFailedError, match=r"(?s)The run 'bad' failed:\nTraceback.*ZeroDivisionError") as failure:
+        list(run_all(eval, specs, jobs=2))
+    assert "long" not in str(failure.value)
+    assert_gone(children() - before)
+    assert time.monotonic() - began < 300
+
+
+def test_a_worker_that_dies_is_reported_with_the_runs_it_may_have_been_in():
+    specs = {"fine": "1", "dies": "__import__('os')._exit(3)", "later": "1"}
+    with pytest.raises(RunFailedError, match=r"died without a traceback.*\['dies'\]"):
+        list(run_all(eval, specs, jobs=1))
+
+
+def test_ctrl_c_ends_the_workers():
+    before = children()
+    began = time.monotonic()
+    workers = set()
+
+    def interrupt():
+        workers.update(children() - before)
+        signal.raise_signal(signal.SIGINT)
+
+    def interrupt_once_it_runs():
+        while not children() - before:
+            time.sleep(0.1)
+        time.sleep(1)
+        interrupt()
+
+    thread = threading.Thread(target=interrupt_once_it_runs)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(run_all(eval, {"long": "__import__('time').sleep(600)"}, jobs=1))
+    thread.join()
+    assert workers
+    assert_gone(workers)
+    assert time.monotonic() - began < 300
+
+
+def test_giving_up_the_iteration_ends_the_workers():
+    before = children()
+    runs = run_all(eval, {"short": "1", "long": "__import__('time').sleep(600)"}, jobs=2)
+    assert next(runs) == ("short", 1)
+    workers = children() - before
+    assert workers
+    runs.close()
+    assert_gone(workers)
+
+
+def test_there_must_be_a_job():
+    with pytest.raises(ValueError, match="jobs=0"):
+        next(run_all(eval, {"a": "1"}, jobs=0))
+
+
+# ------------------------------------------------------------------------------------------------------------- compare
+
+DIRECTIONS = {"accuracy": True, "mse": False}
+
+
+def make_run(method, seed, cost=False, conflicts=(), seconds=1.0, **test):
+    looks = [Look(step, {"a": 1.0, "b": 3.0}, conflict) for step, conflict in enumerate(conflicts)]
+    return Run(Variant(method, cost), seed, Measured(test, [], looks, [], 10, seconds, seconds))
+
+
+# Baselines: accuracy 0.8, mse 2.0.
+RUNS = [
+    make_run(SINGLE_TASK, 0, accuracy=0.7),
+    make_run(SINGLE_TASK, 1, accuracy=0.9),
+    make_run(SINGLE_TASK, 0, mse=1.0),
+    make_run(SINGLE_TASK, 1, mse=3.0),
+    # 50% worse and 50% worse; 25% worse and 0: Δm 50 and 12.5.
+    make_run("LS", 0, accuracy=0.4, mse=3.0, conflicts=(True, False), seconds=1.0),
+    make_run("LS", 1, accuracy=0.6, mse=2.0, conflicts=(True, True), seconds=3.0),
+    # In another order of the seeds: 0 and 10% better, -5; 25% worse and 25% worse, 25.
+    make_run("LS", 1, cost=True, accuracy=0.8, mse=1.8, conflicts=(False, False)),
+    make_run("LS", 0, cost=True, accuracy=0.6, mse=2.5, conflicts=(False, True)),
+    # 12.5% better and 20% worse, 3.75, twice.
+    make_run("UPGrad", 0, accuracy=0.9, mse=2.4, conflicts=(False,)),
+    make_run("UPGrad", 1, accuracy=0.9, mse=2.4, conflicts=(False,)),
+]
+
+
+def test_estimate_of_hand_computed_values():
+    # Deviations -2, 0, 2: variance 8 / 2, standard error sqrt(4 / 3).
+    assert Estimate.of([1.0, 3.0, 5.0]) == Estimate(3.0, pytest.approx(math.sqrt(4 / 3)))
+    assert Estimate.of([7.0]).mean == 7.0
+    assert math.isnan(Estimate.of([7.0]).error)
+
+
+def test_baselines_are_the_means_of_the_single_task_runs():
+    found = baselines(RUNS)
+    assert {name: estimate.mean for name, estimate in found.items()} == {"accuracy": 0.8, "mse": 2.0}
+    assert found["mse"].error == pytest.approx(1.0)
+    assert baselines(RUNS, lambda measured: {"steps": measured.steps})["steps"].mean == 10
+
+
+def test_delta_m_of_hand_computed_values():
+    assert delta_m_of({"accuracy": 0.4, "mse": 3.0}, {"accuracy": 0.8, "mse": 2.0}, DIRECTIONS) == pytest.approx(50)
+
+
+def test_a_comparison_worked_by_hand():
+    plain, cost, upgrad = compare(RUNS, DIRECTIONS)
+    assert [str(summary.variant) for summary in (plain, cost, upgrad)] == ["LS", "LS + COST", "UPGrad"]
+    assert plain.metrics["accuracy"] == Estimate(pytest.approx(0.5), pytest.approx(0.1))
+    assert plain.delta_m == Estimate(pytest.approx(31.25), pytest.approx(18.75))
+    assert cost.delta_m == Estimate(pytest.approx(10.0), pytest.approx(15.0))
+    assert upgrad.delta_m == Estimate(pytest.approx(3.75), pytest.approx(0.0, abs=1e-9))
+    # Seed 0: 25 - 50, seed 1: -5 - 12.5.
+    assert cost.change == Estimate(pytest.approx(-21.25), pytest.approx(3.75))
+    assert plain.change is None
+    # Accuracy: UPGrad 0.9, COST 0.7, LS 0.5. MSE: COST 2.15, UPGrad 2.4, LS 2.5.
+    assert [summary.mean_rank for summary in (plain, cost, upgrad)] == [3.0, 1.5, 1.5]
+    assert [summary.conflict_share for summary in (plain, cost, upgrad)] == [0.75, 0.25, 0.0]
+    assert plain.seconds == 2.0
+
+
+def test_variants_need_the_same_seeds():
+    with pytest.raises(ValueError, match=r"same seeds.*'LS': \[0, 1\].*'LS \+ COST': \[0\]"):
+        compare([run for run in RUNS[:8] if not (run.variant.cost and run.seed == 1)], DIRECTIONS)
