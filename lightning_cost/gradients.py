@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import Parameter
 
 __all__ = ["TaskGradients"]
@@ -136,20 +137,23 @@ class GradientBuffer:
 
     Reverse mode needs one backward pass a task, and the ordinary backward that fills the gradients of the heads is one
     more. Where the scalarized loss weighs the tasks equally, that pass also holds the sum of all rows, so that one row
-    is had by subtraction. It is the row whose gradient was largest in the step before: subtraction rounds relative to
-    the sum of the rows, to which the largest row is no smaller than a :math:`K`-th. The first step, which knows no
-    norms yet, differentiates every task.
+    is had by subtraction. Subtraction rounds relative to the sum of the rows, to which the largest row is no smaller
+    than a :math:`K`-th. So it is the row that is expected to be the largest, by its loss in this step and its norm for
+    its loss in the step before: a task that a batch weighs differently, or lacks, shows it in both. The first step
+    differentiates every task.
 
     Attributes:
-        largest: Name of the task whose gradient was largest in the step before, if it is known.
+        rates: Norm of a task's gradient over its absolute loss, by name, when its loss was last not zero.
     """
 
     def __init__(self) -> None:
         self._matrix: Tensor | None = None
         self._names: tuple[str, ...] = ()
         self._shared: list[Parameter] = []
-        self.largest: str | None = None
+        self.rates: dict[str, float] = {}
+        self._losses: list[float] = []
         self._derived: int | None = None
+        self._touched: set[Tensor] = set()
         self._weight: float | None = None
         self._open = False
         self._gradients: TaskGradients | None = None
@@ -191,11 +195,15 @@ class GradientBuffer:
         if first:
             # Subtraction needs a `.grad` that holds nothing but these losses. It holds more if the task gradients were
             # asked for between micro-batches, or if a parameter is not in the optimizer, which would clear it.
-            self._begin(tuple(losses), list(shared), weight, derive=cleared)
+            self._begin(losses, list(shared), weight, derive=cleared)
         assert self._matrix is not None
         passes = 0
         for index, (name, loss) in enumerate(losses.items()):
-            if index == self._derived and loss.requires_grad:
+            if index == self._derived:
+                touched = reachable(loss).intersection(self._shared)
+                if not touched:
+                    raise no_gradient(name)
+                self._touched |= touched
                 continue
             passes += 1
             gradients = task_gradient(name, loss, self._shared, scale)
@@ -223,25 +231,34 @@ class GradientBuffer:
         """Mark the gradients as used: the next :meth:`add` starts anew. They stay readable until then."""
         gradients = self.gradients()
         if gradients is not None:
-            self.largest = _largest(gradients)
+            self._learn(gradients, self._losses)
         self._open = False
         self._derived = None
 
-    def restart(self, expected: TaskGradients | None = None) -> None:
+    def restart(self, expected: TaskGradients | None = None, losses: Sequence[float] = ()) -> None:
         """Discard what was added.
 
         Args:
-            expected: Task gradients whose largest is expected to be the largest here as well; without them the next
-                :meth:`add` differentiates every task.
+            expected: Task gradients that are expected to be about those to come; without them the next :meth:`add`
+                differentiates every task.
+            losses: The task losses that they belong to.
         """
         self._open = False
         self._gradients = None
         self._derived = None
-        self.largest = None if expected is None else _largest(expected)
+        self.rates = {}
+        if expected is not None:
+            self._learn(expected, losses)
 
-    def _begin(self, names: tuple[str, ...], shared: list[Parameter], weight: float | None, derive: bool) -> None:
-        self._names = names
-        shape = (len(names), num_elements(shared))
+    def _learn(self, gradients: TaskGradients, losses: Sequence[float]) -> None:
+        for name, norm, loss in zip(gradients.names, gradients.norms.tolist(), losses, strict=True):
+            if loss != 0:
+                self.rates[name] = norm / abs(loss)
+
+    def _begin(self, losses: Mapping[str, Tensor], shared: list[Parameter], weight: float | None, derive: bool) -> None:
+        self._names = tuple(losses)
+        self._losses = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
+        shape = (len(losses), num_elements(shared))
         like = shared[0]
         dtype = row_dtype(shared)
         if (
@@ -253,9 +270,15 @@ class GradientBuffer:
             self._matrix = torch.empty(shape, device=like.device, dtype=dtype)
         self._shared = shared
         self._weight = weight
-        derivable = derive and weight is not None and len(names) > 1 and self.largest in names
-        self._derived = names.index(self.largest) if derivable else None
+        self._derived = self._expected_largest() if derive and weight is not None and len(losses) > 1 else None
+        self._touched = set()
         self._open = True
+
+    def _expected_largest(self) -> int | None:
+        if not self.rates.keys() >= set(self._names):
+            return None
+        norms = [self.rates[name] * abs(loss) for name, loss in zip(self._names, self._losses, strict=True)]
+        return norms.index(max(norms)) if max(norms) > 0 else None
 
     def _subtract_others(self, index: int) -> None:
         assert self._matrix is not None
@@ -265,6 +288,9 @@ class GradientBuffer:
         coefficients = self._matrix.new_full((len(self._names),), -1.0)
         coefficients[index] = 1.0 / self._weight
         row.copy_(coefficients @ self._matrix)
+        for parameter, view in zip(self._shared, views(row, self._shared), strict=True):
+            if parameter not in self._touched:
+                view.zero_()
 
     def _silence_rounding(self, index: int) -> None:
         """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""
@@ -274,10 +300,6 @@ class GradientBuffer:
         if norms[index] <= 4 * len(norms) * torch.finfo(norms.dtype).eps * norms.max():
             self._matrix[index].zero_()
             self._gradients = TaskGradients(self._names, self._matrix)
-
-
-def _largest(gradients: TaskGradients) -> str:
-    return gradients.names[int(gradients.norms.argmax())]
 
 
 def task_gradient(
@@ -299,9 +321,30 @@ def task_gradient(
             allow_unused=True,
         )
     if all(gradient is None for gradient in gradients):
-        raise RuntimeError(
-            f"The loss of task {name!r} has no gradient with respect to the shared parameters. Compute it from the"
-            " output of `shared_module` without detaching it; if the backbone uses reentrant activation checkpointing,"
-            " pass `use_reentrant=False`."
-        )
+        raise no_gradient(name)
     return gradients
+
+
+def no_gradient(name: str) -> RuntimeError:
+    """The error for a task that has no gradient with respect to any shared parameter."""
+    return RuntimeError(
+        f"The loss of task {name!r} has no gradient with respect to the shared parameters. Compute it from the output"
+        " of `shared_module` without detaching it; if the backbone uses reentrant activation checkpointing, pass"
+        " `use_reentrant=False`."
+    )
+
+
+def reachable(loss: Tensor) -> set[Tensor]:
+    """The leaves that the graph of a loss leads to, without differentiating it."""
+    if not loss.requires_grad:
+        return set()
+    start = get_gradient_edge(loss).node
+    leaves, seen, pending = set(), {start}, [start]
+    while pending:
+        node = pending.pop()
+        if node.name() == "torch::autograd::AccumulateGrad":
+            leaves.add(node.variable)  # type: ignore[attr-defined]
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        pending.extend(new)
+    return leaves

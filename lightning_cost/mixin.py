@@ -247,13 +247,13 @@ class MultiTaskMixin(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save which row comes by subtraction next, so that a resumed run rounds as an uninterrupted one does."""
-        checkpoint[_CHECKPOINT_KEY] = {"largest": self._gradient_buffer.largest}
+        """Save what decides which row comes by subtraction: a resumed run rounds as an uninterrupted one does."""
+        checkpoint[_CHECKPOINT_KEY] = {"rates": dict(self._gradient_buffer.rates)}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what :meth:`on_save_checkpoint` saved, if it is there."""
-        self._gradient_buffer.largest = checkpoint.get(_CHECKPOINT_KEY, {}).get("largest")
+        self._gradient_buffer.rates = dict(checkpoint.get(_CHECKPOINT_KEY, {}).get("rates", {}))
 
     def evaluate_tasks(self, batch: Any, batch_idx: int) -> StepLosses:
         """Evaluate and check :meth:`task_losses`, and scalarize them."""

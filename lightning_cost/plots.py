@@ -19,8 +19,9 @@ from lightning_cost.teleport import TeleportReport
 
 try:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 except ImportError as error:
     raise ImportError(
         "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
@@ -258,6 +259,14 @@ def _panels(argument: str, panels: Mapping[str, object], columns: int, sharey: A
 
 def _figure(columns: int, rows: int, width: float = 3.9, height: float = 3.1) -> Figure:
     return Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Plain numbers at round places, whether the axis spans decades or a few percent."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _tidy(ax: Axes) -> None:

@@ -180,7 +180,7 @@ class Teleporter:
             buffer = reached.buffer
             if update is not landscape:
                 buffer = self._take(taken)
-                buffer.restart(reached.point.gradients)
+                buffer.restart(reached.point.gradients, reached.point.losses.tolist())
                 update.point(buffer)
             assert buffer is not None
             taken.remove(buffer)
@@ -223,7 +223,7 @@ class Teleporter:
             return not refusal
 
         for _ in self.search.candidates(context):
-            buffer.restart(reached.point.gradients)
+            buffer.restart(reached.point.gradients, reached.point.losses.tolist())
             point = landscape.point(buffer, admits)
             if point is not None:
                 value = self.objective.value(landscape, point)

@@ -290,7 +290,8 @@ def test_counters_count_what_a_point_takes(
     landscape = landscape_of(module, *[mlp_batch(num_tasks=4, seed=seed) for seed in range(num_batches)])
     buffer = GradientBuffer()
     if warm:
-        buffer.restart(point_of(landscape).gradients)
+        point = point_of(landscape)
+        buffer.restart(point.gradients, point.losses.tolist())
     landscape.forwards = landscape.backwards = 0
     counted = Counted(module, monkeypatch)
     landscape.point(buffer, admits)

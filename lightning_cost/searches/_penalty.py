@@ -94,7 +94,7 @@ class PenaltySearch(Search):
             return loss_fluctuation_weights(losses, reference, context.invariance, relative=self.relative)
 
         if context.objective.uses_task_gradients:
-            buffer.restart(context.start.gradients)
+            buffer.restart(context.start.gradients, context.start.losses.tolist())
             evaluated = landscape.point(buffer)
             assert evaluated is not None
             point = evaluated

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,27 +14,20 @@ from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-import torch
-
 __all__ = ["RunFailedError", "run_all"]
 
 Spec = TypeVar("Spec")
 Result = TypeVar("Result")
-
-# What Lightning has to say to every small run without loggers.
-_CHATTER = (
-    ".*isinstance.treespec, LeafSpec.. is deprecated",
-    ".*does not have many workers",
-    ".*GPU available but not used",
-)
 
 
 class RunFailedError(RuntimeError):
     """A run failed; the message has its name and the traceback from its worker."""
 
 
-def run_all(function: Callable[[Spec], Result], specs: Mapping[str, Spec], jobs: int) -> Iterator[tuple[str, Result]]:
-    """Call a function for every specification, each in one of several fresh, single-threaded processes.
+def run_all(
+    function: Callable[[Spec], Result], specs: Mapping[str, Spec], jobs: int, prepare: Callable[[], None]
+) -> Iterator[tuple[str, Result]]:
+    """Call a function for every specification, each in one of several fresh processes.
 
     If a run fails, on Ctrl-C, or when the iteration is given up, the workers end at once and the runs that are left
     never start.
@@ -45,6 +36,7 @@ def run_all(function: Callable[[Spec], Result], specs: Mapping[str, Spec], jobs:
         function: Importable by its name, as everything that it takes and returns.
         specs: Name of the run to its specification, in the order in which to start.
         jobs: Number of processes.
+        prepare: Called once in each process before its first run; importable by its name.
 
     Yields:
         Name and result of each run, in the order in which they finish.
@@ -56,7 +48,7 @@ def run_all(function: Callable[[Spec], Result], specs: Mapping[str, Spec], jobs:
     if jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1.")
     others = set(active_children())
-    executor = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker)
+    executor = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (prepare,))
     left = list(specs)
     try:
         with _interrupts_ignored():
@@ -97,15 +89,13 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _start_worker() -> None:
+def _start_worker(prepare: Callable[[], None]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for message in _CHATTER:
-        warnings.filterwarnings("ignore", message)
+    prepare()
 
 
 def _end_with_parent() -> None:
+    """Wait until the parent is gone, however it ended, and end too."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

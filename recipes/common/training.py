@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +17,22 @@ from typing_extensions import override
 from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback, TeleportReport
 from lightning_cost.triggers import Trigger, dominated_conflict
 
-__all__ = ["Evaluation", "Look", "Measured", "StepRecorder", "ValidationRecorder", "train_and_test"]
+__all__ = [
+    "Evaluation",
+    "Look",
+    "Measured",
+    "StepRecorder",
+    "ValidationRecorder",
+    "be_a_quiet_worker",
+    "train_and_test",
+]
+
+# What Lightning has to say to every small run without loggers.
+_CHATTER = (
+    ".*isinstance.treespec, LeafSpec.. is deprecated",
+    ".*does not have many workers",
+    ".*GPU available but not used",
+)
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,14 @@ def train_and_test(
         seconds=seconds,
         cpu_seconds=cpu_seconds,
     )
+
+
+def be_a_quiet_worker() -> None:
+    """Prepare a process for runs beside others: one thread, and nothing printed but what matters."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for message in _CHATTER:
+        warnings.filterwarnings("ignore", message)
 
 
 def _metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:

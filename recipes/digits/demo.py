@@ -14,6 +14,7 @@ from rich.table import Table
 
 from recipes.common.compare import Run, compare
 from recipes.common.parallel import RunFailedError, run_all
+from recipes.common.training import be_a_quiet_worker
 from recipes.digits._figures import draw
 from recipes.digits._files import write_files
 from recipes.digits._runs import PROBLEMS, RunSpec, plan, plan_traces, train
@@ -87,7 +88,7 @@ def _train_all(specs: Sequence[RunSpec], jobs: int, console: Console) -> dict[Ru
     )
     with progress:
         task = progress.add_task(f"training, {jobs} at a time", total=len(specs))
-        for name, run in run_all(train, by_name, jobs):
+        for name, run in run_all(train, by_name, jobs, be_a_quiet_worker):
             runs[by_name[name]] = run
             progress.update(task, advance=1, description=name)
     return {spec: runs[spec] for spec in specs}

@@ -36,7 +36,7 @@ def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
         runs: Method to its runs, one for each of three starts.
         path: Image file to write.
     """
-    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
     left, right, curves = figure.subplots(1, 3)
     for axes, (method, ways) in zip((left, right), runs.items(), strict=True):
         _map(axes)
@@ -46,7 +46,9 @@ def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     left.set_ylabel(r"$\theta_2$")
     right.tick_params(labelleft=False)
     shades = ScalarMappable(BoundaryNorm(_LEVELS, _SHADES.N), _SHADES)
-    figure.colorbar(shades, ax=[left, right], label=r"mean loss $(L_1 + L_2)\,/\,2$", ticks=_LEVELS[::2], pad=0.02)
+    figure.colorbar(
+        shades, ax=[left, right], label=r"mean loss $(L_1 + L_2)\,/\,2$", ticks=_LEVELS[::2], shrink=0.85, pad=0.02
+    )
     _curves(curves, runs)
     figure.legend(handles=_legend(runs), loc="outside lower center", ncols=7, frameon=False)
     figure.savefig(path, dpi=150)
@@ -81,7 +83,7 @@ def _curves(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     methods = [Line2D([], [], color="black", linestyle=s, label=m) for s, m in zip(_STYLES, runs, strict=True)]
-    axes.legend(handles=methods, frameon=False, loc="center right")
+    axes.legend(handles=methods, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.88))
 
 
 def _legend(runs: Mapping[str, Sequence[Run]]) -> list[Line2D]:

@@ -1,10 +1,13 @@
 """What the recipes share: recorded runs, worker processes, and comparisons worked by hand."""
 
+import gc
 import math
 import multiprocessing
+import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -93,6 +96,10 @@ def test_every_nth_step_is_looked_at():
 # ------------------------------------------------------------------------------------------------------------ parallel
 
 
+# A function that any process can import by its name.
+nothing = gc.collect
+
+
 def children():
     return set(multiprocessing.active_children())
 
@@ -103,17 +110,18 @@ def assert_gone(processes):
         assert not process.is_alive()
 
 
-def test_every_run_gives_its_result_in_a_process_of_one_thread():
-    specs = {
-        "threads": "__import__('torch').get_num_threads()",
-        "here": "__import__('os').getpid()",
-        "sum": "1 + 1",
-    }
-    results = dict(run_all(eval, specs, jobs=2))
+def test_every_run_gives_its_result_in_another_process():
+    specs = {"process": "__import__('os').getpid()", "sum": "1 + 1", "torch": "'torch' in __import__('sys').modules"}
+    results = dict(run_all(eval, specs, jobs=2, prepare=nothing))
     assert results.keys() == specs.keys()
-    assert results["threads"] == 1
     assert results["sum"] == 2
-    assert results["here"] != multiprocessing.current_process().pid
+    assert results["process"] != os.getpid()
+    assert not results["torch"]  # What a run does not need is not loaded.
+
+
+def test_workers_are_prepared_first(tmp_path):
+    specs = {"folder": "__import__('os').getcwd()"}
+    assert dict(run_all(eval, specs, jobs=1, prepare=partial(os.chdir, tmp_path))) == {"folder": str(tmp_path)}
 
 
 def test_a_failing_run_is_named_with_its_traceback_and_ends_the_others():
@@ -121,7 +129,7 @@ def test_a_failing_run_is_named_with_its_traceback_and_ends_the_others():
     specs = {"bad": "1 / 0", "long": "__import__('time').sleep(600)", "never": "1"}
     began = time.monotonic()
     with pytest.raises(RunFailedError, match=r"(?s)The run 'bad' failed:\nTraceback.*ZeroDivisionError") as failure:
-        list(run_all(eval, specs, jobs=2))
+        list(run_all(eval, specs, jobs=2, prepare=nothing))
     assert "long" not in str(failure.value)
     assert_gone(children() - before)
     assert time.monotonic() - began < 300
@@ -130,7 +138,7 @@ def test_a_failing_run_is_named_with_its_traceback_and_ends_the_others():
 def test_a_worker_that_dies_is_reported_with_the_runs_it_may_have_been_in():
     specs = {"fine": "1", "dies": "__import__('os')._exit(3)", "later": "1"}
     with pytest.raises(RunFailedError, match=r"died without a traceback.*\['dies'\]"):
-        list(run_all(eval, specs, jobs=1))
+        list(run_all(eval, specs, jobs=1, prepare=nothing))
 
 
 def test_ctrl_c_ends_the_workers():
@@ -138,20 +146,16 @@ def test_ctrl_c_ends_the_workers():
     began = time.monotonic()
     workers = set()
 
-    def interrupt():
-        workers.update(children() - before)
-        signal.raise_signal(signal.SIGINT)
-
     def interrupt_once_it_runs():
-        while not children() - before:
+        while not workers:
+            workers.update(children() - before)
             time.sleep(0.1)
-        time.sleep(1)
-        interrupt()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt_once_it_runs)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        list(run_all(eval, {"long": "__import__('time').sleep(600)"}, jobs=1))
+        list(run_all(eval, {"long": "__import__('time').sleep(600)"}, jobs=1, prepare=nothing))
     thread.join()
     assert workers
     assert_gone(workers)
@@ -160,7 +164,7 @@ def test_ctrl_c_ends_the_workers():
 
 def test_giving_up_the_iteration_ends_the_workers():
     before = children()
-    runs = run_all(eval, {"short": "1", "long": "__import__('time').sleep(600)"}, jobs=2)
+    runs = run_all(eval, {"short": "1", "long": "__import__('time').sleep(600)"}, jobs=2, prepare=nothing)
     assert next(runs) == ("short", 1)
     workers = children() - before
     assert workers
@@ -170,7 +174,7 @@ def test_giving_up_the_iteration_ends_the_workers():
 
 def test_there_must_be_a_job():
     with pytest.raises(ValueError, match="jobs=0"):
-        next(run_all(eval, {"a": "1"}, jobs=0))
+        next(run_all(eval, {"a": "1"}, jobs=0, prepare=nothing))
 
 
 # ------------------------------------------------------------------------------------------------------------- compare
