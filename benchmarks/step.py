@@ -1,13 +1,13 @@
 """What a training step with task gradients costs, as a ratio to a plain Lightning step of the summed loss.
 
-ResNet-18 for 32 x 32 images, batch 16, UPGrad, on the CPU. The variants take turns within one process, a few steps each,
-so that a machine that slows down slows all of them; figures are ratios of medians. Peak memory is that of a fresh process
-for each variant.
+ResNet-18 for 32 x 32 images, batch 16, UPGrad, on the CPU. The variants take turns within one process, a few steps
+each, so that a machine that slows down slows all of them; figures are ratios of medians. Peak memory is that of a fresh
+process for each variant.
 
 - `plain`: Lightning, one backward pass of the summed loss.
 - `mixin`: `MultiTaskMixin` with UPGrad.
-- `torchjd`: the Lightning loop of TorchJD's documentation (manual optimization, `mtl_backward`, `jac_to_grad`), one task
-  at a time.
+- `torchjd`: the Lightning loop of TorchJD's documentation (manual optimization, `mtl_backward`, `jac_to_grad`), one
+  task at a time.
 
 Run `python -m benchmarks.step`.
 """
@@ -58,7 +58,9 @@ class Base(L.LightningModule):
         self.seconds: list[float] = []
 
     def losses(self, features: Tensor) -> list[Tensor]:
-        return [(head(features) - target).square().mean() for head, target in zip(self.heads, self.targets, strict=True)]
+        return [
+            (head(features) - target).square().mean() for head, target in zip(self.heads, self.targets, strict=True)
+        ]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=1e-4)

@@ -1,10 +1,11 @@
 """What one teleport does, and what it costs: every search and objective on the same events of dominated conflict.
 
-The events come from training the three balanced tasks of `recipes.digits` with the mean of the losses. At an event every
-setting teleports from the same point on the same batch, its effect is measured there and on validation batches that it
-has not seen, and everything is put back, so that training is that of plain linear scalarization.
+The events come from training the three balanced tasks of `recipes.digits` with the mean of the losses. At an event
+every setting teleports from the same point on the same batch, its effect is measured there and on validation batches
+that it has not seen, and everything is put back, so that training is that of plain linear scalarization. The cost of the
+default is also measured on the ResNet-18 of `benchmarks.step` with three tasks.
 
-Run `python -m benchmarks.teleport` for the table, `--events-per-seed 2 --seeds 1` for a quick look.
+Run `python -m benchmarks.teleport` for the tables, `--events-per-seed 2 --seeds 1` for a quick look.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.step import Images, Mixin
 from lightning_cost import (
     ConflictAlignment,
     GradientNorm,
@@ -158,34 +160,18 @@ class EventStudy(L.Callback):
             if index < HELD_OUT_BATCHES
         ]
         with without_trace(pl_module):
-            self._measure_reference(pl_module)
+            measure_reference(pl_module, self.reference, repetitions=12)
             for row in self.rows:
                 self.events.append(self._try(row, pl_module, held_out, step))
         if len(self.steps) == self.num_events:
             trainer.should_stop = True
 
     def _try(self, row: Setting, module: Any, held_out: list[RecordedBatch], step: int) -> Event:
-        generator = torch.Generator().manual_seed(step)
-        landscape = Landscape(module, module.recorded_batches, generator)
+        landscape = Landscape(module, module.recorded_batches, torch.Generator())
         origin, grads = landscape.position(), landscape.grads()
-        gradients = module.task_gradients
-        start = Point(module.recorded_batches[0].losses, gradients)
-        before = [_held_out(module, batch, generator) for batch in held_out]
-        teleporter = Teleporter(row.objective(), row.search(), LoraConfig(r=row.rank), "per_task", row.tolerance)
-        # The first run allocates buffers and loads libraries.
-        for repetition in range(2):
-            landscape.forwards = landscape.backwards = 0
-            landscape.generator.manual_seed(step)
-            began = time.perf_counter()
-            outcome: Outcome = teleporter.run(
-                landscape, landscape, start, module.shared_modules(), 1e-3, on_stage=lambda stage: None
-            )
-            seconds = time.perf_counter() - began
-            if repetition == 0:
-                landscape.go_back(origin, grads)
-                if outcome.update is not None:
-                    teleporter.recycle(outcome.update)
-        after = [_held_out(module, batch, generator) for batch in held_out]
+        before = [_held_out(module, batch) for batch in held_out]
+        outcome, seconds = timed_teleport(row, module, landscape)
+        after = [_held_out(module, batch) for batch in held_out]
         landscape.go_back(origin, grads)
         mean_before = torch.stack([losses for losses, _ in before]).mean(dim=0)
         mean_after = torch.stack([losses for losses, _ in after]).mean(dim=0)
@@ -207,29 +193,95 @@ class EventStudy(L.Callback):
             seconds=seconds,
         )
 
-    def _measure_reference(self, module: Any) -> None:
-        record = module.recorded_batches[0]
-        landscape = Landscape(module, [record], torch.Generator())
-        buffer = GradientBuffer()
-        grads = landscape.grads()
-        for _ in range(12):
-            for parameter in module.parameters():
-                parameter.grad = None
-            began = time.perf_counter()
-            module.evaluate_tasks(record.batch, record.batch_idx).total.backward()
-            self.reference.plain.append(time.perf_counter() - began)
-            buffer.restart(module.task_gradients)
-            began = time.perf_counter()
-            landscape.point(buffer)
-            self.reference.task_gradients.append(time.perf_counter() - began)
-        landscape.go_back(landscape.position(), grads)
+
+def timed_teleport(row: Setting, module: Any, landscape: Landscape) -> tuple[Outcome, float]:
+    """Teleport twice from the same point, and time the second: the first allocates buffers and loads libraries."""
+    origin, grads = landscape.position(), landscape.grads()
+    start = Point(module.recorded_batches[0].losses, module.task_gradients)
+    teleporter = Teleporter(row.objective(), row.search(), LoraConfig(r=row.rank), "per_task", row.tolerance)
+    for _ in range(2):
+        landscape.go_back(origin, grads)
+        landscape.forwards = landscape.backwards = 0
+        landscape.generator.manual_seed(0)
+        began = time.perf_counter()
+        outcome = teleporter.run(
+            landscape, landscape, start, module.shared_modules(), learning_rate=1e-3, on_stage=lambda stage: None
+        )
+        seconds = time.perf_counter() - began
+        if outcome.update is not None:
+            teleporter.recycle(outcome.update)
+    return outcome, seconds
 
 
-def _held_out(module: Any, batch: RecordedBatch, generator: torch.Generator) -> tuple[Tensor, float]:
+def measure_reference(module: Any, reference: Reference, repetitions: int) -> None:
+    """Time ordinary steps of the summed loss and steps with task gradients, in turns."""
+    record = module.recorded_batches[0]
+    landscape = Landscape(module, [record], torch.Generator())
     buffer = GradientBuffer()
-    point = Landscape(module, [batch], generator).point(buffer)
+    origin, grads = landscape.position(), landscape.grads()
+    for _ in range(repetitions):
+        for parameter in module.parameters():
+            parameter.grad = None
+        began = time.perf_counter()
+        module.evaluate_tasks(record.batch, record.batch_idx).total.backward()
+        reference.plain.append(time.perf_counter() - began)
+        buffer.restart(module.task_gradients, record.losses.tolist())
+        began = time.perf_counter()
+        landscape.point(buffer)
+        reference.task_gradients.append(time.perf_counter() - began)
+    landscape.go_back(origin, grads)
+
+
+def _held_out(module: Any, batch: RecordedBatch) -> tuple[Tensor, float]:
+    buffer = GradientBuffer()
+    point = Landscape(module, [batch], torch.Generator()).point(buffer)
     assert point is not None
     return point.losses, float(dominated_conflict(point.gradients))
+
+
+class ResNetCost(L.Callback):
+    """Times the default teleport at every step of the ResNet-18 of `benchmarks.step`."""
+
+    def __init__(self) -> None:
+        self.reference = Reference()
+        self.rows: list[tuple[float, int, int, bool]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.request_task_gradients()
+        pl_module.record_batches()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        with without_trace(pl_module):
+            measure_reference(pl_module, self.reference, repetitions=2)
+            landscape = Landscape(pl_module, pl_module.recorded_batches, torch.Generator())
+            origin, grads = landscape.position(), landscape.grads()
+            outcome, seconds = timed_teleport(settings()[0], pl_module, landscape)
+            landscape.go_back(origin, grads)
+        self.rows.append((seconds, landscape.forwards, landscape.backwards, outcome.accepted))
+
+
+def resnet_cost(num_steps: int) -> str:
+    """A line with the cost of the default teleport on ResNet-18 with three tasks."""
+    cost = ResNetCost()
+    torch.manual_seed(0)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[cost],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Mixin(num_tasks=3), torch.utils.data.DataLoader(Images(num_steps), batch_size=None))
+    seconds = statistics.median(row[0] for row in cost.rows)
+    plain, with_rows = statistics.median(cost.reference.plain), statistics.median(cost.reference.task_gradients)
+    passes = " + ".join(f"{statistics.mean(row[index] for row in cost.rows):.1f}" for index in (1, 2))
+    return (
+        f"ResNet-18, 3 tasks, batch 16, {len(cost.rows)} teleports, {sum(row[3] for row in cost.rows)} accepted:"
+        f" {seconds / plain:.1f} plain steps, {seconds / with_rows:.1f} task-gradient steps, {passes} passes"
+        f" (plain {plain * 1e3:.0f} ms, task gradients {with_rows * 1e3:.0f} ms)"
+    )
 
 
 def collect(rows: list[Setting], seeds: int, events_per_seed: int) -> tuple[list[Event], list[EventStudy]]:
@@ -310,6 +362,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--events-per-seed", type=int, default=12)
+    parser.add_argument("--resnet-steps", type=int, default=8, help="teleports on ResNet-18; 0 to leave it out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("outputs/teleport.csv"))
     arguments = parser.parse_args()
@@ -322,7 +375,10 @@ def main() -> None:
         writer = csv.DictWriter(file, fieldnames=list(vars(events[0])))
         writer.writeheader()
         writer.writerows(vars(event) for event in events)
-    Console(width=200).print(summarize(events, studies))
+    console = Console(width=200)
+    console.print(summarize(events, studies))
+    if arguments.resnet_steps:
+        console.print(resnet_cost(arguments.resnet_steps))
 
 
 if __name__ == "__main__":

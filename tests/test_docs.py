@@ -22,4 +22,4 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks(page):
-        exec(compile(block, str(page), "exec"), namespace)  # noqa: S102
+        exec(compile(block, str(page), "exec"), namespace)

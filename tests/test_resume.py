@@ -60,7 +60,7 @@ def test_resume(settings: dict[str, Any], method: Any, step: int, tmp_path: Any)
 
 def test_the_checkpoint_is_plain_and_loads_without_the_mixin(tmp_path: Any) -> None:
     path = tmp_path / "saved.ckpt"
-    module, _, callback = run(UPGrad, {"num_batches": 2}, [SaveAt(path, BATCHES + 1)])
+    _, _, callback = run(UPGrad, {"num_batches": 2}, [SaveAt(path, BATCHES + 1)])
     checkpoint = torch.load(path, weights_only=True)
     assert set(checkpoint["state_dict"]) == set(PlainNet().state_dict())
     PlainNet().load_state_dict(checkpoint["state_dict"])
