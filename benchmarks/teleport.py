@@ -2,8 +2,8 @@
 
 The events come from training the three balanced tasks of `recipes.digits` with the mean of the losses. At an event
 every setting teleports from the same point on the same batch, its effect is measured there and on validation batches
-that it has not seen, and everything is put back, so that training is that of plain linear scalarization. The cost of the
-default is also measured on the ResNet-18 of `benchmarks.step` with three tasks.
+that it has not seen, and everything is put back, so that training is that of plain linear scalarization. The cost of
+the default is also measured on the ResNet-18 of `benchmarks.step` with three tasks.
 
 Run `python -m benchmarks.teleport` for the tables, `--events-per-seed 2 --seeds 1` for a quick look.
 """

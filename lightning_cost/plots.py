@@ -21,7 +21,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 except ImportError as error:
     raise ImportError(
         "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
@@ -31,7 +31,7 @@ __all__ = ["ConflictTrace", "Curves", "before_after", "conflict_against_loss", "
 
 # Okabe and Ito's colors, which most color-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_CONFLICT, _CALM, _NEUTRAL = "#D55E00", "#0072B2", "#666666"
+_CONFLICT, _CALM, _RESOLVED, _NEUTRAL = "#D55E00", "#0072B2", "#009E73", "#666666"
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
 def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
     r"""Compare cosines and gradient norms before and after each accepted teleport, one row a run (Fig. 8 of the paper).
 
-    Left, for each task, the cosine :math:`\cos \phi_{i0}` of its gradient with the mean gradient: to the left of 0 it
-    conflicts before the teleport, below 0 after it. Right, the norm of the mean gradient. On the diagonal nothing
+    Left, for each task, the cosine :math:`\cos \phi_{i0}` of its gradient with the mean gradient. In the shaded quarter
+    a task conflicts before the teleport and not after it. Right, the norm of the mean gradient. On the diagonal nothing
     changes.
 
     Args:
@@ -123,27 +123,23 @@ def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
         ValueError: If there is no run, or one without an accepted teleport.
     """
     _check_panels("reports", reports)
-    figure = _figure(2, len(reports), width=4.2, height=3.8)
+    figure = _figure(2, len(reports), width=4.2, height=4.0)
     axes = figure.subplots(len(reports), 2, squeeze=False)
     for (left, right), (title, attempts) in zip(axes, reports.items(), strict=True):
         accepted = [report for report in attempts if report.accepted]
         if not accepted:
             raise ValueError(f"None of the {len(attempts)} teleports of {title!r} was accepted: nothing to compare.")
-        for task, color in zip(accepted[0].cosines_before, _cycle(accepted[0].cosines_before), strict=True):
-            before = [report.cosines_before[task] for report in accepted]
-            after = [report.cosines_after[task] for report in accepted]
-            left.plot(before, after, "o", color=color, label=task, **_POINTS)
-        _diagonal(left)
-        left.axhline(0, color=_NEUTRAL, linewidth=0.8)
-        left.axvline(0, color=_NEUTRAL, linewidth=0.8)
-        left.set(xlabel="cosine with the mean gradient, before", ylabel="after", title=f"{title}: cosines")
-        left.legend(loc="lower right")
+        _draw_cosines(left, accepted)
+        left.set_title(f"{title}: cosines")
+        right.set(xscale="log", yscale="log", title=f"{title}: gradient norms")
         norms = [report.grad_norm_before for report in accepted], [report.grad_norm_after for report in accepted]
-        right.loglog(*norms, "o", color=_NEUTRAL, label="teleports", **_POINTS)
+        right.plot(*norms, "o", color=_NEUTRAL, **_POINTS)
         _diagonal(right)
-        right.set(xlabel="norm of the mean gradient, before", ylabel="after", title=f"{title}: gradient norms")
+        right.set(xlabel="norm of the mean gradient, before", ylabel="after")
         for ax in (left, right):
             _tidy(ax)
+        for axis in (right.xaxis, right.yaxis):
+            _log_ticks(axis)
     return figure
 
 
@@ -157,8 +153,8 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
     Raises:
         ValueError: If there is no run, or ``columns`` is below 1.
     """
-    figure, axes = _panels("runs", runs, columns, sharey="row")
-    for ax, (title, run) in zip(axes, runs.items(), strict=False):
+    figure, axes = _panels("runs", runs, columns)
+    for ax, (title, run) in zip(axes, runs.items(), strict=True):
         steps, losses, conflicts = (np.asarray(part) for part in (run.steps, run.losses, run.conflicts))
         for flag, label, color in ((False, "no conflict", _CALM), (True, "conflict", _CONFLICT)):
             chosen = conflicts.astype(bool) == flag
@@ -166,23 +162,32 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
         for accepted, label, color in ((True, "accepted", "#000000"), (False, "refused", "#CC79A7")):
             at = [report.step for report in run.reports if report.accepted == accepted]
             if at:
-                # Near the lower edge, whatever the losses are.
+                # At the lower edge, whatever the losses are; the margin keeps them out of it.
                 ax.plot(
                     at,
                     [0.03] * len(at),
                     "|",
                     color=color,
                     markersize=7,
+                    markeredgewidth=0.7,
                     label=f"teleport {label} ({len(at)})",
                     transform=ax.get_xaxis_transform(),
                 )
-        ax.set(title=title, xlabel="step", ylabel="mean of the task losses", yscale="log")
+        ax.set_yscale("log")
+        ax.margins(y=0.12)
+        ax.set_title(title)
         ax.legend(loc="upper right")
+    for ax in axes:
+        _log_ticks(ax.yaxis)
+    _label_outside(axes, "step", "mean of the task losses")
     return figure
 
 
 def learning_curves(
-    panels: Mapping[str, Mapping[str, Curves]], ylabel: str, columns: int = 3, yscale: str = "linear"
+    panels: Mapping[str, Mapping[str, Curves]],
+    ylabel: str,
+    columns: int = 3,
+    logarithmic_above: float | None = None,
 ) -> Figure:
     """Draw the mean over the seeds and a band from the lowest to the highest, one curve a variant.
 
@@ -190,20 +195,26 @@ def learning_curves(
         panels: Title of the panel to variant to curves. Panels in one row share their axes.
         ylabel: What the values are.
         columns: Panels a row.
-        yscale: Scale of the vertical axis, as matplotlib names it.
+        logarithmic_above: From this absolute value on, the vertical axis is logarithmic; ``None``: linear throughout.
 
     Raises:
         ValueError: If there is no panel or variant, or ``columns`` is below 1.
     """
-    figure, axes = _panels("panels", panels, columns, sharey="row")
-    for ax, (title, variants) in zip(axes, panels.items(), strict=False):
+    figure, axes = _panels("panels", panels, columns)
+    for ax, (title, variants) in zip(axes, panels.items(), strict=True):
         _check_panels(f"panels[{title!r}]", variants)
         for (variant, curves), color in zip(variants.items(), _cycle(variants), strict=True):
             values = np.asarray(curves.values, dtype=float)
             ax.plot(curves.steps, values.mean(axis=0), color=color, linewidth=1.8, label=variant)
-            ax.fill_between(curves.steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
-        ax.set(title=title, xlabel="step", ylabel=ylabel, yscale=yscale)
+            low, high = values.min(axis=0), values.max(axis=0)
+            ax.fill_between(curves.steps, low, high, color=color, alpha=0.18, linewidth=0)
+        if logarithmic_above is not None:
+            ax.set_yscale("symlog", linthresh=logarithmic_above)
+            ax.yaxis.set_major_locator(SymmetricalLogLocator(linthresh=logarithmic_above, base=10, subs=[1, 2, 5]))
+            ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.set_title(title)
         ax.legend(loc="upper right")
+    _label_outside(axes, "step", ylabel)
     return figure
 
 
@@ -234,6 +245,24 @@ def _line(ax: Axes, values: Sequence[float | None], color: str, marker: str | No
     ax.plot([index for index, _ in points], [value for _, value in points], color=color, marker=marker)
 
 
+def _draw_cosines(ax: Axes, accepted: Sequence[TeleportReport]) -> None:
+    resolved = conflicts = 0
+    for task, color in zip(accepted[0].cosines_before, _cycle(accepted[0].cosines_before), strict=True):
+        before = [report.cosines_before[task] for report in accepted]
+        after = [report.cosines_after[task] for report in accepted]
+        ax.plot(before, after, "o", color=color, label=task, **_POINTS)
+        conflicts += sum(cosine < 0 for cosine in before)
+        resolved += sum(was < 0 <= now for was, now in zip(before, after, strict=True))
+    _diagonal(ax)
+    low, high = ax.get_xlim()
+    ax.fill_between([low, 0], 0, high, color=_RESOLVED, alpha=0.08, linewidth=0, zorder=0)
+    ax.text(0.03, 0.97, f"{resolved} of {conflicts} resolved", transform=ax.transAxes, va="top", color=_RESOLVED)
+    ax.axhline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
+    ax.axvline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
+    ax.set(xlabel="cosine with the mean gradient, before", ylabel="after")
+    ax.legend(loc="lower right")
+
+
 def _diagonal(ax: Axes) -> None:
     """Equal limits on both axes, and the line on which nothing changes."""
     low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
@@ -241,7 +270,7 @@ def _diagonal(ax: Axes) -> None:
     ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
 
 
-def _panels(argument: str, panels: Mapping[str, object], columns: int, sharey: Any) -> tuple[Figure, list[Axes]]:
+def _panels(argument: str, panels: Mapping[str, object], columns: int) -> tuple[Figure, list[Axes]]:
     """A figure with one tidy Axes a panel, and none where the last row has no panel."""
     _check_panels(argument, panels)
     if columns < 1:
@@ -249,7 +278,7 @@ def _panels(argument: str, panels: Mapping[str, object], columns: int, sharey: A
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _figure(columns, rows)
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex="row", sharey="row").flat)
     for ax in axes[: len(panels)]:
         _tidy(ax)
     for ax in axes[len(panels) :]:
@@ -257,15 +286,29 @@ def _panels(argument: str, panels: Mapping[str, object], columns: int, sharey: A
     return figure, axes[: len(panels)]
 
 
+def _label_outside(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
+    """Name each axis once: at the left end of every row, below the last panel of every column."""
+    places = {(spec.rowspan.start, spec.colspan.start): ax for ax in axes if (spec := ax.get_subplotspec())}
+    for (row, column), ax in places.items():
+        if column == 0:
+            ax.set_ylabel(ylabel)
+        if (row + 1, column) not in places:
+            ax.set_xlabel(xlabel)
+
+
 def _figure(columns: int, rows: int, width: float = 3.9, height: float = 3.1) -> Figure:
     return Figure(figsize=(width * columns, height * rows), dpi=150, layout="constrained")
+
+
+def _plain(value: float, _: int | None = None) -> str:
+    return f"{value:g}"
 
 
 def _log_ticks(axis: Axis) -> None:
     """Plain numbers at round places, whether the axis spans decades or a few percent."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_locator(NullLocator())
 
 

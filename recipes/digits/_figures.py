@@ -78,7 +78,7 @@ def draw(runs: Mapping[RunSpec, Run], folder: Path) -> Iterator[tuple[str, Path 
         for name, problem in PROBLEMS.items()
         for method in METHODS
     }
-    learning_curves(panels, ylabel="validation Δm%", yscale="symlog").savefig(path)
+    learning_curves(panels, ylabel="validation Δm%", logarithmic_above=10).savefig(path)
     yield "learning curves, mean and range over the seeds", path
 
 

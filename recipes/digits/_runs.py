@@ -55,9 +55,9 @@ class Problem:
 
 PROBLEMS = {
     "narrow": Problem(
-        "narrow, imbalanced", ("left", "right"), width=16, epochs=16, loss_weights={"left": 1.0, "right": 0.03}
+        "narrow, imbalanced", ("left", "right"), width=16, epochs=10, loss_weights={"left": 1.0, "right": 0.03}
     ),
-    "balanced": Problem("balanced", ("left", "right", "ink"), width=64, epochs=10),
+    "balanced": Problem("balanced", ("left", "right", "ink"), width=64, epochs=4),
 }
 
 

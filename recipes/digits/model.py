@@ -80,7 +80,8 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
         self.mtl_method = mtl_method
         self.lr = lr
         self.loss_weights = dict.fromkeys(tasks, 1.0) | dict(loss_weights or {})
-        self.backbone = _backbone(width)
+        # On CPUs, pooling is several times faster in this layout, and it is half of the work.
+        self.backbone = _backbone(width).to(memory_format=torch.channels_last)
         self.heads = nn.ModuleDict({task: nn.Linear(width, 1 if task == "ink" else NUM_CLASSES) for task in tasks})
         self.metrics = nn.ModuleDict(
             {stage: nn.ModuleDict({task: _metric(task) for task in tasks}) for stage in ("val", "test")}

@@ -26,6 +26,7 @@ SHIFT = 0.1
 CAPTION = f"""\
 LS is the mean of the losses. COST is the default callback, but with invariance="mean" (and start_epoch=0, since a run \
 is one epoch): with the default, per_task, no direction is left, since the gradients of two tasks span the plane.
+All three starts are shown. From the second LS is not stuck, and teleports only delay it.
 Gap: by how much both losses can still fall at once; 0 on the Pareto front. A run stops at a gap of {REACHED:g}.
 Learning rate and memory of Adam were chosen so that 1300 steps are enough for COST, while LS is still stuck; in 5000 \
 steps it leaves the valleys without help. Two parameters show how COST works, not how much it gains."""
