@@ -256,9 +256,13 @@ def _draw_cosines(ax: Axes, accepted: Sequence[TeleportReport]) -> None:
     _diagonal(ax)
     low, high = ax.get_xlim()
     ax.fill_between([low, 0], 0, high, color=_RESOLVED, alpha=0.08, linewidth=0, zorder=0)
-    ax.text(0.03, 0.97, f"{resolved} of {conflicts} resolved", transform=ax.transAxes, va="top", color=_RESOLVED)
+    ax.text(
+        0.03, 0.97, f"{resolved} of {conflicts}\nconflicts resolved", transform=ax.transAxes, va="top", color=_RESOLVED
+    )
     ax.axhline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
     ax.axvline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.set(xlabel="cosine with the mean gradient, before", ylabel="after")
     ax.legend(loc="lower right")
 

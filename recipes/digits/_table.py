@@ -24,18 +24,18 @@ def make_table(name: str, runs: Sequence[Run], summaries: Sequence[Summary]) -> 
         summaries: Its variants.
     """
     problem = PROBLEMS[name]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("method", no_wrap=True, vertical="bottom")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("\nmethod", no_wrap=True)
     for metric, higher in problem.higher_is_better.items():
         task, _, measure = metric.partition("_")
-        _add_column(table, f"{task}\n{'acc. %' if measure == 'accuracy' else 'MSE'} {'↑' if higher else '↓'}")
-    for header in ("\nΔm% ↓", "change\nby COST", "mean\nrank ↓", "con-\nflict", "teleports\naccepted", "time\ns"):
+        _add_column(table, f"{task} {'↑' if higher else '↓'}\n{'acc. %' if measure == 'accuracy' else 'MSE'}")
+    for header in ("\nΔm% ↓", "change\nby COST", "mean\nrank", "con-\nflict", "tele-\nports", "time\ns"):
         _add_column(table, header)
 
     singles = baselines(runs)
     seconds = [run.measured.seconds for run in runs if run.variant.method == SINGLE_TASK]
     metrics = [_metric(metric, singles[metric].mean) for metric in problem.higher_is_better]
-    table.add_row(SINGLE_TASK, *metrics, "0", "", "", "", "", f"{sum(seconds) / len(seconds):.1f}", end_section=True)
+    table.add_row(SINGLE_TASK, *metrics, "0", "", "", "", "", f"{sum(seconds) / len(seconds):.0f}", end_section=True)
     for summary in summaries:
         cost = summary.variant.cost
         table.add_row(
@@ -45,8 +45,8 @@ def make_table(name: str, runs: Sequence[Run], summaries: Sequence[Summary]) -> 
             "" if summary.change is None else f"[bold]{_estimate(summary.change, sign='+')}[/bold]",
             f"{summary.mean_rank:.1f}",
             f"{summary.conflict_share:.0%}",
-            f"{summary.accepted} of {summary.tried}" if cost else "",
-            f"{summary.seconds:.1f}",
+            f"{summary.accepted}/{summary.tried}" if cost else "",
+            f"{summary.seconds:.0f}",
             end_section=cost,
         )
     return table
@@ -91,7 +91,7 @@ def make_caption(seeds: Sequence[int], jobs: int) -> Table:
             "change by COST",
             "Δm% with COST minus without; negative is better. Both runs of a seed share initial weights and batches.",
         ),
-        ("mean rank", "Over the metrics, among the six methods of the problem."),
+        ("mean rank", "Over the metrics, among the six rows of methods; 1 is the best."),
         (
             "conflict",
             "Share of the steps in which the task with the smallest gradient opposes the mean gradient (Eq. 3), before"
@@ -100,8 +100,13 @@ def make_caption(seeds: Sequence[int], jobs: int) -> Table:
         ("teleports", "Accepted, of those tried: at every step with such a conflict, from the second epoch on."),
         (
             "time",
-            f"Wall-clock seconds of one training run, {jobs} at a time. All runs take equally many steps, which is not"
-            " equal time: methods that cost more might do better or worse if they were stopped after the same time.",
+            f"Wall-clock seconds of one training run, {jobs} at a time, without Lightning's training logs; for"
+            " single-task of one of the tasks.",
+        ),
+        (
+            "steps",
+            "Equally many for all methods, which is not equal time. Few, so that this ends within minutes: the networks"
+            " are far from converged, and with more steps the differences may grow, shrink or turn.",
         ),
         (
             "test metrics",

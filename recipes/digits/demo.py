@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from recipes.common.compare import Run, compare
 from recipes.common.parallel import RunFailedError, run_all
@@ -22,7 +21,7 @@ from recipes.digits._table import make_caption, make_table, make_title
 
 __all__ = ["main"]
 
-_WIDTH = 100
+_WIDTH, _TABLE_WIDTH = 100, 96
 _FULL, _QUICK = 4000, 1280
 
 
@@ -54,19 +53,22 @@ def main(args: Sequence[str] | None = None) -> int:
 
     compared = {spec: run for spec, run in runs.items() if spec.teleport == "default"}
     summaries = {}
+    # A narrow terminal wraps the lines of a table, where rich would cut its cells.
+    wide = Console(width=max(console.width, _TABLE_WIDTH))
     console.print()
     console.rule("Multi-task training with and without COST")
     for name, problem in PROBLEMS.items():
         of_problem = [run for spec, run in compared.items() if spec.problem == name]
         summaries[name] = compare(of_problem, problem.higher_is_better)
         console.print(make_title(name, of_problem[0].measured.steps), highlight=False)
-        console.print(make_table(name, of_problem, summaries[name]), highlight=False)
+        wide.print(make_table(name, of_problem, summaries[name]), highlight=False)
     console.print(make_caption(options.seeds, options.jobs), highlight=False)
     console.print()
-    listing = Table.grid(padding=(0, 2, 0, 0))
-    for what, path in (*write_files(runs, summaries, options.output), *draw(runs, options.output)):
-        listing.add_row(str(path) if path else "[yellow]no teleport to draw[/yellow]", what)
-    console.print(listing, highlight=False)
+    written = [*write_files(runs, summaries, options.output), *draw(runs, options.output)]
+    places = [str(path or "(no teleport to draw)") for _, path in written]
+    for place, (what, _) in zip(places, written, strict=True):
+        line = f"{place:{max(map(len, places))}}  {what}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nDone in {time.perf_counter() - began:.0f} s.", highlight=False)
     return 0
 

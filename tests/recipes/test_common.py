@@ -142,6 +142,8 @@ def test_a_worker_that_dies_is_reported_with_the_runs_it_may_have_been_in():
 
 
 def test_ctrl_c_ends_the_workers():
+    # A process started in the background ignores SIGINT, and so would this test.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = children()
     began = time.monotonic()
     workers = set()
@@ -154,8 +156,11 @@ def test_ctrl_c_ends_the_workers():
 
     thread = threading.Thread(target=interrupt_once_it_runs)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(run_all(eval, {"long": "__import__('time').sleep(600)"}, jobs=1, prepare=nothing))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_all(eval, {"long": "__import__('time').sleep(60)"}, jobs=1, prepare=nothing))
+    finally:
+        signal.signal(signal.SIGINT, previous)
     thread.join()
     assert workers
     assert_gone(workers)
