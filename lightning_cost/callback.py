@@ -203,7 +203,8 @@ class SymmetryTeleportCallback(Callback):
                 f"SymmetryTeleportCallback does not support a gradient scaler; got precision={trainer.precision!r}. Use"
                 " 'bf16-mixed' or '32-true'."
             )
-        if not is_overridden("configure_model", pl_module):
+        # Modules may build their layers in these hooks, which run later; `on_fit_start` checks again.
+        if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
             self._check_reach(pl_module)
 
     @override
@@ -226,6 +227,7 @@ class SymmetryTeleportCallback(Callback):
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         self._due = None
+        pl_module.discard_step()
         self._remove_hook()
         self._hook = optimizers[0].register_step_pre_hook(self._history.pre_step_hook)
         self._recent = [RecordedBatch.from_state_dict(state, pl_module.device) for state in self._recent_state]
@@ -258,7 +260,8 @@ class SymmetryTeleportCallback(Callback):
         self._history.disarm()
         window = pl_module.recorded_batches
         batches = [*self._recent, *window][-max(self.num_batches, len(window)) :]
-        if due:
+        # Without a batch in the window, `training_step` returned None and there is nothing to step on.
+        if due and window:
             self._check(trainer, pl_module, optimizer, window, batches)
         self._recent = batches[len(batches) - self.num_batches + 1 :] if self.num_batches > 1 else []
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_cost.gradients import TaskGradients
+from lightning_cost.gradients import TaskGradients, combine
 
 __all__ = ["Invariance", "LevelSet", "drift", "loss_fluctuation"]
 
@@ -90,5 +90,4 @@ class LevelSet:
             inverse * (selection @ changes.double().cpu())
         )
         weights = selection.T @ (inverse * solution)
-        combined: Tensor = weights.to(self.gradients.matrix) @ self.gradients.matrix
-        return combined
+        return combine(self.gradients.matrix, weights)

@@ -104,9 +104,11 @@ class Landscape:
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
 
-    @torch.no_grad()
     def losses(self) -> Tensor:
-        """The task losses here, shape ``(K,)``: one forward pass a batch."""
+        """The task losses here, shape ``(K,)``: one forward pass a batch.
+
+        With gradients enabled, which a ``task_losses`` that differentiates something itself relies on.
+        """
         return self._mean([self._forward(batch).values for batch in self._batches])
 
     def gradient(self, weights: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

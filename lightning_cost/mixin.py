@@ -13,11 +13,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torchjd.aggregation import Aggregator
+from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedAggregator
 from torchjd.scalarization import Scalarizer
 from typing_extensions import override
 
-from lightning_cost.gradients import GradientBuffer, TaskGradients, views
+from lightning_cost.gradients import GradientBuffer, TaskGradients, combine, views
 from lightning_cost.replay import RecordedBatch
 from lightning_cost.rng import RngState
 
@@ -102,8 +102,10 @@ class MultiTaskMixin(LightningModule):
         self._task_names: tuple[str, ...] | None = None
         self._step_losses: StepLosses | None = None
         self._recorded: list[RecordedBatch] = []
+        self._to_record: RecordedBatch | None = None
         self._recording = False
         self._requested = False
+        self._replaying = False
         self._has_task_gradients = False
         self._unused_since_step: int | None = None
 
@@ -115,8 +117,9 @@ class MultiTaskMixin(LightningModule):
     def task_losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
         """Compute the loss of every task on a batch. This is what you write.
 
-        It is called once a training step, and again on the same batch while a teleport searches; buffers, metrics,
-        random numbers and logging of those further calls leave no trace.
+        It is called once a training step, and again on the same batch while a teleport searches. Buffers, metrics,
+        random numbers, ``self.log`` and the state of ``mtl_method`` leave no trace of those further calls. Guard other
+        side effects, such as appending to a list or counting, by ``if not self.replaying``.
 
         Args:
             batch: The batch.
@@ -161,6 +164,19 @@ class MultiTaskMixin(LightningModule):
         old, self._gradient_buffer = self._gradient_buffer, buffer
         return old
 
+    def discard_step(self) -> None:
+        """Forget an optimizer step that was interrupted. Callbacks that look at steps call it when a fit starts."""
+        self._requested = self._recording = False
+        self._recorded, self._to_record = [], None
+        self._step_losses = self._unused_since_step = None
+        self._has_task_gradients = False
+        self._gradient_buffer.discard()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether a teleport evaluates :meth:`task_losses` again: leave out side effects of your own then."""
+        return self._replaying
+
     def shared_modules(self) -> list[tuple[str, nn.Module]]:
         """The modules that ``shared_module`` names, with their paths.
 
@@ -199,8 +215,7 @@ class MultiTaskMixin(LightningModule):
         rng = RngState.capture() if self._recording and self.trainer.training else None
         losses = self.evaluate_tasks(batch, batch_idx)
         _check_finite(losses)
-        if rng is not None:
-            self._recorded.append(RecordedBatch(batch, batch_idx, rng, losses.values))
+        self._to_record = None if rng is None else RecordedBatch(batch, batch_idx, rng, losses.values)
         self._step_losses = losses
         if self._trainer is not None:
             self.log_dict({f"train/{name}_loss": loss.detach() for name, loss in losses.by_task.items()})
@@ -230,6 +245,10 @@ class MultiTaskMixin(LightningModule):
             self._gradient_buffer.add(losses.by_task, self.shared_parameters(), 1 / micro_batches, losses.weight)
             self._unused_since_step = self.trainer.global_step
         super().backward(loss, *args, **kwargs)
+        # Not before: a batch for which `training_step` returns None never gets here.
+        if self._to_record is not None:
+            self._recorded.append(self._to_record)
+            self._to_record = None
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -239,7 +258,7 @@ class MultiTaskMixin(LightningModule):
             method = getattr(self, "mtl_method", None)
             gradients = self._gradient_buffer.gradients()
             if isinstance(method, Aggregator) and gradients is not None:
-                _write_gradient(method(gradients.matrix), self._gradient_buffer.shared)
+                _write_gradient(_aggregate(method, gradients), self._gradient_buffer.shared)
         self._requested = False
         self._recording = False
         self._recorded = []
@@ -339,6 +358,19 @@ def _check_supported(module: LightningModule) -> None:
             f" {trainer.world_size} processes with precision {trainer.precision!r}. Use `devices=1` and a precision"
             " such as '32-true' or 'bf16-mixed'."
         )
+
+
+def _aggregate(method: Aggregator, gradients: TaskGradients) -> Tensor:
+    """The aggregation of the task gradients, shape ``(P,)``.
+
+    Methods that weigh the rows by their Gramian get the one that is known already. Hooks on such a method expect to be
+    called, so that it is called itself if it has any.
+    """
+    if not isinstance(method, GramianWeightedAggregator) or type(method).forward is not WeightedAggregator.forward:
+        return method(gradients.matrix)
+    if any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting)):
+        return method(gradients.matrix)
+    return combine(gradients.matrix, method.gramian_weighting(gradients.gramian))
 
 
 def _write_gradient(vector: Tensor, shared: Sequence[Parameter]) -> None:

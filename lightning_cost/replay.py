@@ -60,8 +60,9 @@ class RecordedBatch:
 def without_trace(module: LightningModule) -> Iterator[None]:
     """Undo, on exit, everything that evaluating training batches does to a module besides its gradients.
 
-    Buffers (running statistics), the states of torchmetrics metrics and the global random generators are restored, and
-    ``self.log`` is silent meanwhile. Training modes stay as they are: batch statistics and dropout belong to the losses
+    Buffers (running statistics), the states of torchmetrics metrics, the attributes of the multi-task method (some
+    scalarizers remember losses) and the global random generators are restored, and ``self.log`` is silent meanwhile.
+    Training modes stay as they are: batch statistics and dropout belong to the losses
     that the optimizer sees.
     """
     buffers = [
@@ -70,6 +71,8 @@ def without_trace(module: LightningModule) -> Iterator[None]:
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
+    method = getattr(module, "mtl_method", None)
+    remembered = dict(vars(method)) if isinstance(method, nn.Module) else {}
     metrics = [(metric, _metric_state(metric)) for metric in module.modules() if isinstance(metric, Metric)]
     with preserved_rng(), _silent_logging(module):
         try:
@@ -79,6 +82,9 @@ def without_trace(module: LightningModule) -> Iterator[None]:
                 for owner, name, buffer, value in buffers:
                     buffer.copy_(value)
                     owner._buffers[name] = buffer
+            if isinstance(method, nn.Module):
+                vars(method).clear()
+                vars(method).update(remembered)
             for metric, state in metrics:
                 metric.__dict__.update(state)
 
@@ -97,10 +103,12 @@ def _silent_logging(module: nn.Module) -> Iterator[None]:
         return None
 
     names = [name for name in ("log", "log_dict") if name not in module.__dict__]
+    object.__setattr__(module, "_replaying", True)
     for name in names:
         object.__setattr__(module, name, ignore)
     try:
         yield
     finally:
+        object.__setattr__(module, "_replaying", False)
         for name in names:
             object.__delattr__(module, name)

@@ -86,6 +86,8 @@ class LevelSetSearch(Search):
         reach = self.size * float(scale.norm())
         if value is not None:
             slope = float(tangent @ step / length)
+            if not slope > 0:
+                return
             reach = min(reach, (context.objective.aim(value) - value) / slope)
         step = step * (reach / length)
         for _ in range(1 + self.backtracks):

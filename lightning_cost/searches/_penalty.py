@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from typing_extensions import override
 
 from lightning_cost.adapters import PeftAdapter, reachable_layers, unreachable_message
-from lightning_cost.gradients import GradientBuffer
+from lightning_cost.gradients import GradientBuffer, combine
 from lightning_cost.invariance import loss_fluctuation, loss_fluctuation_weights
 from lightning_cost.landscape import Point
 from lightning_cost.searches._base import Search, SearchContext
@@ -98,7 +98,7 @@ class PenaltySearch(Search):
             evaluated = landscape.point(buffer)
             assert evaluated is not None
             point = evaluated
-            gradient = fluctuation_weights(point.losses).to(point.gradients.matrix) @ point.gradients.matrix
+            gradient = combine(point.gradients.matrix, fluctuation_weights(point.losses))
         else:
             losses, gradient = landscape.gradient(fluctuation_weights)
             point = Point(losses)

@@ -49,7 +49,7 @@ def draw(runs: Mapping[RunSpec, Run], folder: Path) -> Iterator[tuple[str, Path 
     if all(traced.values()):
         path = folder / "teleport_trace.png"
         teleport_trace({title: report for title, (report,) in traced.items()}).savefig(path)
-    yield "three searches from one point: losses and objective within a teleport (Fig. 5b)", path
+    yield "losses and objective within one teleport, by three searches from the same point (Fig. 5b)", path
 
     teleports = {PROBLEMS[name].title: of_seed[name, cost, "default"].reports for name in PROBLEMS}
     moved = {title: reports for title, reports in teleports.items() if any(report.accepted for report in reports)}
@@ -57,7 +57,7 @@ def draw(runs: Mapping[RunSpec, Run], folder: Path) -> Iterator[tuple[str, Path 
     if moved:
         path = folder / "before_after.png"
         before_after(moved).savefig(path)
-    yield "cosines and gradient norms before and after each teleport (Fig. 8)", path
+    yield f"cosines and gradient norms before and after each teleport of {cost}, seed {seed} (Fig. 8)", path
 
     path = folder / "conflict_vs_loss.png"
     conflict_against_loss(
@@ -67,7 +67,7 @@ def draw(runs: Mapping[RunSpec, Run], folder: Path) -> Iterator[tuple[str, Path 
             for variant in (ls, cost)
         }
     ).savefig(path)
-    yield "conflict and mean loss along training (Fig. 3)", path
+    yield f"conflict and mean loss along training, seed {seed} (Fig. 3)", path
 
     path = folder / "curves.png"
     panels = {
