@@ -112,6 +112,13 @@ def flatten(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: 
     return out
 
 
+def accumulate(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: Tensor) -> None:
+    """Add one tensor a shared parameter (``None`` stands for zeros) to a vector of shape ``(P,)``."""
+    for view, tensor in zip(views(out, shared), tensors, strict=True):
+        if tensor is not None:
+            view.add_(tensor)
+
+
 def combine(matrix: Tensor, weights: Tensor) -> Tensor:
     """The weighted sum of the rows of a matrix, shape ``(P,)``.
 
@@ -129,6 +136,11 @@ def views(vector: Tensor, shared: Sequence[Parameter]) -> Iterator[Tensor]:
     pieces = vector.split([parameter.numel() for parameter in shared])
     for piece, parameter in zip(pieces, shared, strict=True):
         yield piece.view(parameter.shape)
+
+
+def norm_of(parameters: Sequence[Parameter]) -> float:
+    """The Euclidean norm of all elements of some parameters."""
+    return float(torch.nn.utils.get_total_norm([parameter.detach() for parameter in parameters]))
 
 
 def num_elements(shared: Sequence[Parameter]) -> int:
@@ -223,9 +235,7 @@ class GradientBuffer:
             if first:
                 flatten(gradients, self._shared, out=row)
             else:
-                for view, gradient in zip(views(row, self._shared), gradients, strict=True):
-                    if gradient is not None:
-                        view.add_(gradient)
+                accumulate(gradients, self._shared, row)
         self._gradients = None
         return passes
 

@@ -71,11 +71,11 @@ class LevelSet:
 
     def tangent(self, vector: Tensor) -> Tensor:
         """The part of a vector of shape ``(P,)`` along which no held loss changes to first order."""
-        return vector - self._combine(self.gradients.matrix @ vector)
+        return self._combine(self.gradients.matrix @ vector).neg_().add_(vector)
 
     def retraction(self, residuals: Tensor) -> Tensor:
         """The smallest step, shape ``(P,)``, that to first order undoes residuals of the losses, shape ``(K,)``."""
-        return -self._combine(residuals)
+        return self._combine(residuals).neg_()
 
     def _combine(self, changes: Tensor) -> Tensor:
         gramian = self.gradients.gramian.double().cpu()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from lightning_cost.gradients import (
     GradientBuffer,
     TaskGradients,
+    accumulate,
     flatten,
+    norm_of,
     num_elements,
     row_dtype,
     task_gradient,
@@ -90,6 +93,26 @@ class Landscape:
         for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
             parameter.copy_(view)
 
+    @torch.no_grad()
+    def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
+        """Add ``scale`` times a vector of shape ``(P,)`` to the shared parameters."""
+        for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
+            parameter.add_(view, alpha=scale)
+
+    @contextmanager
+    def displaced(self, vector: Tensor, scale: float = 1.0) -> Iterator[None]:
+        """:meth:`move_by` for a while: on exit the shared parameters are exactly what they were."""
+        position = self.position()
+        self.move_by(vector, scale)
+        try:
+            yield
+        finally:
+            self.move_to(position)
+
+    def norm(self) -> float:
+        """The Euclidean norm of the shared parameters."""
+        return norm_of(self.shared)
+
     def standard_normal(self) -> Tensor:
         """A standard normal vector of shape ``(P,)``, from the generator of the search."""
         return torch.randn(self.num_parameters, generator=self.generator).to(self._zeros())
@@ -133,9 +156,9 @@ class Landscape:
             ]
             if terms:
                 pieces = torch.autograd.grad(torch.stack(terms).sum(), self.shared, allow_unused=True)
-                total += flatten(pieces, self.shared)
+                accumulate(pieces, self.shared, total)
                 self.backwards += 1
-        return self._mean(seen), total / len(self._batches)
+        return self._mean(seen), total.div_(len(self._batches))
 
     def hessian_vector_products(self, weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Exact Hessians of weighted sums of the task losses, times vectors, by differentiating twice.
@@ -158,9 +181,9 @@ class Landscape:
                 if curved:
                     inner = torch.stack(curved).sum()
                     second = torch.autograd.grad(inner, self.shared, retain_graph=True, allow_unused=True)
-                    products[index] += flatten(second, self.shared)
+                    accumulate(second, self.shared, products[index])
                 self.backwards += 2
-        return [product / len(self._batches) for product in products]
+        return [product.div_(len(self._batches)) for product in products]
 
     def point(self, buffer: GradientBuffer, admits: Callable[[Tensor], bool] | None = None) -> Point | None:
         """The losses and task gradients here, and ``.grad`` of every parameter of the module.

@@ -97,8 +97,9 @@ class ConflictAlignment(Objective):
         if mean_norm == 0 or task_norm == 0:
             return 0.0, torch.zeros_like(mean)
         cosine = mean @ task / (mean_norm * task_norm)
-        by_mean = (task / task_norm - cosine * mean / mean_norm) / mean_norm
-        by_task = (mean / mean_norm - cosine * task / task_norm) / task_norm
+        # In place, here and wherever there are P elements: to allocate a vector costs several operations on it.
+        by_mean = (task / task_norm).sub_(mean, alpha=float(cosine / mean_norm)).div_(mean_norm)
+        by_task = (mean / mean_norm).sub_(task, alpha=float(cosine / task_norm)).div_(task_norm)
         num_tasks = len(gradients.names)
         average = torch.full((num_tasks,), 1 / num_tasks, dtype=mean.dtype)
         only_worst = torch.zeros(num_tasks, dtype=mean.dtype)
@@ -110,7 +111,7 @@ class ConflictAlignment(Objective):
                 _hessian_vector(landscape, average, mean, by_mean, self.epsilon),
                 _hessian_vector(landscape, only_worst, task, by_task, self.epsilon),
             ]
-        return float(cosine), products[0] + products[1]
+        return float(cosine), products[0].add_(products[1])
 
     def value(self, landscape: Landscape, point: Point) -> float:
         """The smallest cosine, in [-1, 1]."""
@@ -196,13 +197,11 @@ class SampledSharpness(Objective):
 
         As many forward passes a batch as samples, then one forward and backward pass, or two for the difference.
         """
-        weights, position = self._normalized_weights(), landscape.position()
-        noises = self._sample(landscape)
+        weights, noises = self._normalized_weights(), self._sample(landscape)
         values = self._values(landscape, point, noises)
         best = max(range(self.samples), key=lambda j: abs(values[j]))
-        landscape.move_to(position + noises[best])
-        gradient = landscape.gradient(weights)[1]
-        landscape.move_to(position)
+        with landscape.displaced(noises[best]):
+            gradient = landscape.gradient(weights)[1]
         if self.form == "difference":
             gradient = gradient - landscape.gradient(weights)[1]
         return abs(values[best]), gradient * math.copysign(1.0, values[best])
@@ -221,13 +220,12 @@ class SampledSharpness(Objective):
         return self._weights / len(self._weights)
 
     def _values(self, landscape: Landscape, point: Point, noises: list[Tensor]) -> list[float]:
-        weights, position = self._normalized_weights(), landscape.position()
+        weights = self._normalized_weights()
         reference = float(weights @ point.losses.to(weights)) if self.form == "difference" else 0.0
         values = []
         for noise in noises:
-            landscape.move_to(position + noise)
-            values.append(float(weights @ landscape.losses().to(weights)) - reference)
-        landscape.move_to(position)
+            with landscape.displaced(noise):
+                values.append(float(weights @ landscape.losses().to(weights)) - reference)
         return values
 
     def __repr__(self) -> str:
@@ -310,16 +308,13 @@ def balance_weights(norms: Tensor) -> Tensor:
 
 
 def _hessian_vector(landscape: Landscape, weights: Tensor, gradient: Tensor, vector: Tensor, epsilon: float) -> Tensor:
-    position = landscape.position()
-    norm = vector.norm()
+    norm = float(vector.norm())
     if norm == 0:
         return torch.zeros_like(vector)
-    length = epsilon * position.norm().clamp_min(epsilon)
-    landscape.move_to(position + length / norm * vector)
-    moved = landscape.gradient(weights)[1]
-    landscape.move_to(position)
-    product: Tensor = (moved - gradient) * (norm / length)
-    return product
+    length = epsilon * max(landscape.norm(), epsilon)
+    with landscape.displaced(vector, length / norm):
+        moved = landscape.gradient(weights)[1]
+    return moved.sub_(gradient).mul_(norm / length)
 
 
 def _checked_derivative(derivative: Derivative) -> Derivative:

@@ -20,6 +20,9 @@ from lightning_cost.searches import Search, SearchContext
 __all__ = ["TeleportReport", "Teleporter", "trajectory_similarity"]
 
 
+_PIECE = 2**16
+
+
 @dataclass
 class TeleportReport:
     r"""What happened in one teleport.
@@ -156,7 +159,7 @@ class Teleporter:
         self.trace = []
         taken: list[GradientBuffer] = []
         try:
-            start = self._start(landscape, known, taken)
+            start = self._start(landscape, origin, known, taken)
             reached, reason = start, "the objective has no direction on the level set"
             for _ in range(self.search.rounds):
                 context = SearchContext(
@@ -196,8 +199,8 @@ class Teleporter:
         """Take back a buffer that is no longer needed."""
         self._spares.append(buffer)
 
-    def _start(self, landscape: Landscape, known: Point | None, taken: list[GradientBuffer]) -> Place:
-        position, point, buffer = landscape.position(), known, None
+    def _start(self, landscape: Landscape, position: Tensor, known: Point | None, taken: list[GradientBuffer]) -> Place:
+        point, buffer = known, None
         if point is None:
             buffer = self._take(taken)
             buffer.restart()
@@ -282,4 +285,12 @@ def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
         >>> round(trajectory_similarity(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])), 4)
         0.7071
     """
-    return float(torch.nn.functional.cosine_similarity(move.double(), gradient.double(), dim=0, eps=1e-300))
+    products = torch.zeros(3, dtype=torch.float64, device=move.device)
+    # In pieces: a copy of the whole vectors in double precision would take longer than all the rest.
+    for short_move, short_gradient in zip(move.split(_PIECE), gradient.split(_PIECE), strict=True):
+        m, g = short_move.double(), short_gradient.double()
+        products += torch.stack([m @ g, m @ m, g @ g])
+    product, move_square, gradient_square = products.tolist()
+    if move_square == 0 or gradient_square == 0:
+        return 0.0
+    return min(max(product / math.sqrt(move_square) / math.sqrt(gradient_square), -1.0), 1.0)

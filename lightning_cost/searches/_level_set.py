@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from typing_extensions import override
 
 from lightning_cost.adapters import low_rank, matrix_parameters, unreachable_message
-from lightning_cost.gradients import flatten
+from lightning_cost.gradients import norm_of
 from lightning_cost.invariance import LevelSet, drift
 from lightning_cost.searches._base import Search, SearchContext
 
@@ -72,31 +72,30 @@ class LevelSetSearch(Search):
         # Where the objective changes with the held losses alone, what is left is rounding, and no direction.
         if not tangent.norm() > 100 * torch.finfo(tangent.dtype).eps * gradient.norm():
             return
-        scale = origin
+        scale = landscape.norm()
         if not self.full_rank:
             assert isinstance(context.adapter, LoraConfig)
             targets = matrix_parameters(context.modules, landscape.shared, context.adapter)
             step = low_rank(step, landscape.shared, targets, context.adapter.r)
-            chosen = {id(target) for target in targets}
-            moving = [parameter.detach() if id(parameter) in chosen else None for parameter in landscape.shared]
-            scale = flatten(moving, landscape.shared)
+            scale = norm_of(targets)
         length = step.norm()
         if not length > 0:
             return
-        reach = self.size * float(scale.norm())
+        reach = self.size * scale
         if value is not None:
             slope = float(tangent @ step / length)
             if not slope > 0:
                 return
             reach = min(reach, (context.objective.aim(value) - value) / slope)
-        step = step * (reach / length)
+        reach /= float(length)
         for _ in range(1 + self.backtracks):
-            landscape.move_to(origin + step)
+            landscape.move_to(origin)
+            landscape.move_by(step, reach)
             losses = landscape.losses()
             context.record("step", losses=losses, drift=drift(losses, start.losses, context.invariance))
-            landscape.move_to(origin + step + level_set.retraction(losses - start.losses))
+            landscape.move_by(level_set.retraction(losses - start.losses))
             yield
-            step = step * self.shrink
+            reach *= self.shrink
 
     @override
     def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:

@@ -74,7 +74,8 @@ class PenaltySearch(Search):
         buffer = GradientBuffer()
         for _ in range(self.steps):
             change = adapter.change()
-            landscape.move_to(origin + change.detach())
+            landscape.move_to(origin)
+            landscape.move_by(change.detach())
             gradient = self._gradient(context, buffer)
             pulled = torch.autograd.grad(change, adapter.parameters, grad_outputs=gradient, allow_unused=True)
             for parameter, piece in zip(adapter.parameters, pulled, strict=True):
@@ -82,9 +83,10 @@ class PenaltySearch(Search):
             optimizer.step()
         change = adapter.change().detach()
         for _ in range(1 + self.backtracks):
-            landscape.move_to(origin + change)
+            landscape.move_to(origin)
+            landscape.move_by(change)
             yield
-            change = change * self.shrink
+            change.mul_(self.shrink)
 
     def _gradient(self, context: SearchContext, buffer: GradientBuffer) -> torch.Tensor:
         """The gradient of Eq. 11 with respect to the shared parameters."""
@@ -109,7 +111,7 @@ class PenaltySearch(Search):
             loss_fluctuation=loss_fluctuation(point.losses, reference, context.invariance, relative=self.relative),
             objective=value,
         )
-        return gradient - self.gamma * ascent
+        return gradient.sub_(ascent, alpha=self.gamma)
 
     @override
     def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:
