@@ -109,7 +109,7 @@ def low_rank(direction: Tensor, shared: Sequence[Parameter], targets: Sequence[P
 
 
 # Up to this size of its smaller side, the whole decomposition of a matrix takes less time than a truncated one.
-_SMALL_SIDE = 64
+_SMALL_SIDE = 24
 
 
 def _truncate(matrix: Tensor, rank: int, out: Tensor) -> None:

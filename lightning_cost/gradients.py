@@ -12,6 +12,8 @@ from torch.nn import Parameter
 
 __all__ = ["TaskGradients"]
 
+_PIECE = 2**16
+
 
 class TaskGradients:
     r"""The gradients of :math:`K` task losses with respect to :math:`P` shared parameters.
@@ -51,7 +53,14 @@ class TaskGradients:
     @cached_property
     def gramian(self) -> Tensor:
         r"""Inner products :math:`g_i \cdot g_j`, shape :math:`(K, K)`."""
-        return self.matrix @ self.matrix.T
+        if self.matrix.is_cuda:
+            # Not one matrix product: PyTorch may be set to round its inputs to TF32.
+            return torch.stack([self.matrix.mv(row) for row in self.matrix])
+        gramian = self.matrix.new_zeros(len(self.names), len(self.names))
+        # All rows of a piece fit into the cache: half the time of a product of the whole.
+        for piece in self.matrix.split(_PIECE, dim=1):
+            gramian.addmm_(piece, piece.T)
+        return gramian
 
     @cached_property
     def norms(self) -> Tensor:
@@ -133,9 +142,14 @@ def combine(matrix: Tensor, weights: Tensor) -> Tensor:
 
 def views(vector: Tensor, shared: Sequence[Parameter]) -> Iterator[Tensor]:
     """The slices of a ``(P,)`` vector that belong to each shared parameter, in its shape."""
-    pieces = vector.split([parameter.numel() for parameter in shared])
-    for piece, parameter in zip(pieces, shared, strict=True):
+    for piece, parameter in zip(columns(vector, shared), shared, strict=True):
         yield piece.view(parameter.shape)
+
+
+def columns(matrix: Tensor, shared: Sequence[Parameter]) -> Sequence[Tensor]:
+    """The slices of a ``(..., P)`` tensor that belong to each shared parameter, flat."""
+    pieces: Sequence[Tensor] = matrix.split([parameter.numel() for parameter in shared], dim=-1)
+    return pieces
 
 
 def norm_of(parameters: Sequence[Parameter]) -> float:
@@ -311,15 +325,19 @@ class GradientBuffer:
     def _subtract_others(self, index: int) -> None:
         assert self._matrix is not None
         assert self._weight is not None
-        row = self._matrix[index]
-        flatten([parameter.grad for parameter in self._shared], self._shared, out=row)
-        row.div_(self._weight)
-        # In place: a product with the matrix takes several times as long, most of it to allocate the result.
-        for other in (*self._matrix[:index], *self._matrix[index + 1 :]):
-            row.sub_(other)
-        for parameter, view in zip(self._shared, views(row, self._shared), strict=True):
-            if parameter not in self._touched:
-                view.zero_()
+        others = [row for row in range(len(self._names)) if row != index]
+        for parameter, block in zip(self._shared, columns(self._matrix, self._shared), strict=True):
+            # One parameter after the other, so that most of a block stays in the cache.
+            derived = block[index]
+            if parameter.grad is None or parameter not in self._touched:
+                derived.zero_()
+                continue
+            gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            torch.sub(gradient.reshape(-1), block[others[0]], alpha=self._weight, out=derived)
+            for other in others[1:]:
+                derived.sub_(block[other], alpha=self._weight)
+            if self._weight != 1:
+                derived.div_(self._weight)
 
     def _silence_rounding(self, index: int) -> None:
         """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -17,7 +17,7 @@ from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedA
 from torchjd.scalarization import Scalarizer
 from typing_extensions import override
 
-from lightning_cost.gradients import GradientBuffer, TaskGradients, combine, views
+from lightning_cost.gradients import GradientBuffer, TaskGradients, columns, combine
 from lightning_cost.replay import RecordedBatch
 from lightning_cost.rng import RngState
 
@@ -258,7 +258,8 @@ class MultiTaskMixin(LightningModule):
             method = getattr(self, "mtl_method", None)
             gradients = self._gradient_buffer.gradients()
             if isinstance(method, Aggregator) and gradients is not None:
-                _write_gradient(_aggregate(method, gradients), self._gradient_buffer.shared)
+                shared = self._gradient_buffer.shared
+                _write_gradient(_aggregate(method, gradients, shared), shared)
         self._requested = False
         self._recording = False
         self._recorded = []
@@ -360,24 +361,31 @@ def _check_supported(module: LightningModule) -> None:
         )
 
 
-def _aggregate(method: Aggregator, gradients: TaskGradients) -> Tensor:
-    """The aggregation of the task gradients, shape ``(P,)``.
+def _aggregate(method: Aggregator, gradients: TaskGradients, shared: Sequence[Parameter]) -> Iterator[Tensor]:
+    """The aggregation of the task gradients, one flat piece a shared parameter.
 
     Methods that weigh the rows by their Gramian get the one that is known already. Hooks on such a method expect to be
     called, so that it is called itself if it has any.
     """
-    if not isinstance(method, GramianWeightedAggregator) or type(method).forward is not WeightedAggregator.forward:
-        return method(gradients.matrix)
-    if any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting)):
-        return method(gradients.matrix)
-    return combine(gradients.matrix, method.gramian_weighting(gradients.gramian))
+    matrix = gradients.matrix
+    if (
+        not isinstance(method, GramianWeightedAggregator)
+        or type(method).forward is not WeightedAggregator.forward
+        or any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
+    ):
+        yield from columns(method(matrix), shared)
+        return
+    weights = method.gramian_weighting(gradients.gramian).to(matrix)
+    for piece in columns(matrix, shared):
+        yield combine(piece, weights)
 
 
-def _write_gradient(vector: Tensor, shared: Sequence[Parameter]) -> None:
-    for parameter, view in zip(shared, views(vector, shared), strict=True):
+def _write_gradient(pieces: Iterable[Tensor], shared: Sequence[Parameter]) -> None:
+    for parameter, piece in zip(shared, pieces, strict=True):
         # A parameter that no task touches has no gradient, and optimizers leave it alone: zeros would have it decay.
         if parameter.grad is None:
             continue
+        view = piece.view(parameter.shape)
         if parameter.grad.is_sparse:
             parameter.grad = view.to(parameter.dtype).sparse_mask(parameter.grad.coalesce())
         else:

@@ -293,4 +293,5 @@ def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
     product, move_square, gradient_square = products.tolist()
     if move_square == 0 or gradient_square == 0:
         return 0.0
-    return min(max(product / math.sqrt(move_square) / math.sqrt(gradient_square), -1.0), 1.0)
+    cosine: float = product / math.sqrt(move_square) / math.sqrt(gradient_square)
+    return min(max(cosine, -1.0), 1.0)
