@@ -11,24 +11,25 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_cost.adapters import check_config
+from lightning_cost.distributed import Ranks
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.history import History, HistoryReuse
 from lightning_cost.invariance import Invariance, drift
-from lightning_cost.landscape import Landscape, Point
+from lightning_cost.landscape import Landscape, Point, grads_are_finite
 from lightning_cost.mixin import MultiTaskMixin
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective, SampledSharpness
 from lightning_cost.progress import StageDisplay
 from lightning_cost.replay import RecordedBatch, without_trace
 from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search
+from lightning_cost.support import check_optimizer, check_strategy, gradient_scaler
 from lightning_cost.teleport import Outcome, Teleporter, TeleportReport
 from lightning_cost.triggers import TRIGGERS, Schedule, Trigger, TriggerName
 
@@ -77,6 +78,8 @@ class SymmetryTeleportCallback(Callback):
         history: What the optimizer keeps of its history: ``"keep"`` all, ``"paper"`` as much as Eq. 12 and 13 say,
             ``"momentum"`` likewise but only of the first moment, ``"reset"`` nothing.
         seed: Seed of the random numbers of the search. The training loop's own are never touched.
+        check_ranks: Whether to compare the shared parameters of all processes of DDP after each teleport, by their
+            checksums, and stop if they differ. It costs next to nothing.
 
     Attributes:
         reports: A :class:`~lightning_cost.teleport.TeleportReport` for each teleport that was tried.
@@ -114,6 +117,7 @@ class SymmetryTeleportCallback(Callback):
         num_batches: int = 1,
         history: History = "keep",
         seed: int = 0,
+        check_ranks: bool = True,
     ) -> None:
         super().__init__()
         if not callable(trigger) and trigger not in TRIGGERS:
@@ -131,6 +135,7 @@ class SymmetryTeleportCallback(Callback):
         self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
         self.num_batches = num_batches
+        self.check_ranks = check_ranks
         self.reports: list[TeleportReport] = []
         self._teleporter = Teleporter(
             _objective(objective),
@@ -144,7 +149,8 @@ class SymmetryTeleportCallback(Callback):
         self._epoch = _EpochCounts()
         self._due: bool | None = None
         self._recent: list[RecordedBatch] = []
-        self._recent_state: list[dict[str, Any]] = []
+        self._recent_state: list[list[dict[str, Any]]] = []
+        self._ranks = Ranks()
         self._hook: RemovableHandle | None = None
 
     @classmethod
@@ -193,16 +199,7 @@ class SymmetryTeleportCallback(Callback):
                 f"SymmetryTeleportCallback needs automatic optimization; {type(pl_module).__name__} sets"
                 " `automatic_optimization = False`."
             )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise MisconfigurationException(
-                "SymmetryTeleportCallback supports training on a single device; got strategy"
-                f" {type(trainer.strategy).__name__}. Use `devices=1, strategy='auto'`."
-            )
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise MisconfigurationException(
-                f"SymmetryTeleportCallback does not support a gradient scaler; got precision={trainer.precision!r}. Use"
-                " 'bf16-mixed' or '32-true'."
-            )
+        check_strategy(trainer)
         # Modules may build their layers in these hooks, which run later; `on_fit_start` checks again.
         if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
             self._check_reach(pl_module)
@@ -212,25 +209,20 @@ class SymmetryTeleportCallback(Callback):
         """Check the optimizer, and hook historical trajectory reuse into its step."""
         assert isinstance(pl_module, MultiTaskMixin)
         self._check_reach(pl_module)
-        optimizers = trainer.optimizers
-        if len(optimizers) != 1:
-            raise MisconfigurationException(
-                "SymmetryTeleportCallback needs exactly one optimizer; `configure_optimizers` returned"
-                f" {len(optimizers)}. Use parameter groups for different learning rates."
-            )
-        if isinstance(optimizers[0], LBFGS):
-            raise MisconfigurationException(
-                "SymmetryTeleportCallback does not support LBFGS, which evaluates its closure several times a step."
-            )
+        optimizer = check_optimizer(pl_module)
         try:
-            self._history.check(optimizers[0])
+            self._history.check(optimizer)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         self._due = None
         pl_module.discard_step()
         self._remove_hook()
-        self._hook = optimizers[0].register_step_pre_hook(self._history.pre_step_hook)
-        self._recent = [RecordedBatch.from_state_dict(state, pl_module.device) for state in self._recent_state]
+        self._hook = optimizer.register_step_pre_hook(self._history.pre_step_hook)
+        self._ranks = Ranks.of(pl_module)
+        # Those of another number of processes would be the batches of somebody else.
+        if len(self._recent_state) == self._ranks.size:
+            states = self._recent_state[self._ranks.rank]
+            self._recent = [RecordedBatch.from_state_dict(state, pl_module.device) for state in states]
         self._recent_state = []
 
     @override
@@ -247,6 +239,8 @@ class SymmetryTeleportCallback(Callback):
             self._epoch = _EpochCounts(epoch=trainer.current_epoch)
         if self._due is None:
             self._due = self.should_check(trainer, pl_module)
+            if type(self).should_check is not SymmetryTeleportCallback.should_check:
+                self._due = self._ranks.decide(self._due)
         if self._due:
             pl_module.request_task_gradients()
         if self._due or self.num_batches > 1:
@@ -287,7 +281,7 @@ class SymmetryTeleportCallback(Callback):
             "reports": [asdict(replace(report, trace=[])) for report in self.reports],
             "epoch": asdict(self._epoch),
             "generator": self._generator.get_state(),
-            "recent": [record.state_dict() for record in self._recent],
+            "recent": self._ranks.gather([record.state_dict() for record in self._recent]),
         }
 
     @override
@@ -312,8 +306,10 @@ class SymmetryTeleportCallback(Callback):
             raise MisconfigurationException(
                 f"SymmetryTeleportCallback needs at least 2 tasks; `task_losses` returned only {gradients.names[0]!r}."
             )
+        if gradient_scaler(trainer) is not None and not (gradients.is_finite and grads_are_finite(module)):
+            return  # The scaler is going to skip this step.
         self._epoch.checks += 1
-        if not self.trigger(gradients):
+        if not self._ranks.decide(self.trigger(gradients)):
             return
         self._epoch.conflicts += 1
         self._epoch.tried += 1
@@ -341,7 +337,12 @@ class SymmetryTeleportCallback(Callback):
         began = time.perf_counter()
         update = Landscape(module, window, self._generator)
         held = update if len(batches) == len(window) else Landscape(module, batches, self._generator)
-        start = Point(torch.stack([record.losses for record in window]).mean(dim=0), gradients)
+        # Lightning divides by the full number of micro-batches even where the last window of an epoch has fewer.
+        share = len(window) / trainer.accumulate_grad_batches
+        if share != 1:
+            gradients = TaskGradients(gradients.names, gradients.matrix / share)
+        losses = self._ranks.mean_(torch.stack([record.losses for record in window]).mean(dim=0))
+        start = Point(losses, gradients)
 
         def report(outcome: Outcome) -> TeleportReport:
             before, after, names = outcome.start, outcome.end, gradients.names
@@ -381,6 +382,10 @@ class SymmetryTeleportCallback(Callback):
             raise
         finished = report(outcome)
         if outcome.update is not None:
+            if share != 1:
+                update.scale(outcome.update, share)
+            if self.check_ranks:
+                self._ranks.check_equal(update.shared)
             self._history.arm(outcome.sigma, module.shared_parameters())
             self._teleporter.recycle(module.exchange_task_gradients(outcome.update))
         return finished

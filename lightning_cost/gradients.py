@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import Parameter
+
+from lightning_cost.distributed import Ranks
 
 __all__ = ["TaskGradients"]
 
@@ -93,9 +96,14 @@ class TaskGradients:
 
         Negative means weak conflict (Definition 1). A task without gradient has cosine 0 with every task.
         """
-        gramian = self.gramian.double()
+        gramian = self.gramian.cpu().double()
         norms = gramian.diagonal().clamp_min(0).sqrt()
-        return _safe_divide(gramian, norms[:, None] * norms[None, :]).to(self.matrix.dtype)
+        return _safe_divide(gramian, norms[:, None] * norms[None, :]).to(self.matrix)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the gradients of all tasks are finite."""
+        return bool(torch.isfinite(self.gramian).all())
 
     def clone(self) -> TaskGradients:
         """A copy that later steps do not overwrite."""
@@ -110,22 +118,27 @@ def _safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(zero, 0.0, numerator / denominator.masked_fill(zero, 1.0)).clamp(-1.0, 1.0)
 
 
-def flatten(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: Tensor | None = None) -> Tensor:
+def flatten(tensors: Sequence[Tensor | None], shared: Sequence[Parameter]) -> Tensor:
     """Concatenate one tensor a shared parameter (``None`` stands for zeros) into a vector of shape ``(P,)``."""
-    out = torch.empty(num_elements(shared), device=shared[0].device, dtype=row_dtype(shared)) if out is None else out
+    out = torch.empty(num_elements(shared), device=shared[0].device, dtype=row_dtype(shared))
+    assign(tensors, shared, out)
+    return out
+
+
+def assign(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: Tensor) -> None:
+    """Write one tensor a shared parameter (``None`` stands for zeros) into a vector of shape ``(P,)``."""
     for view, tensor in zip(views(out, shared), tensors, strict=True):
         if tensor is None:
             view.zero_()
         else:
             view.copy_(tensor.to_dense() if tensor.is_sparse else tensor)
-    return out
 
 
-def accumulate(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: Tensor) -> None:
-    """Add one tensor a shared parameter (``None`` stands for zeros) to a vector of shape ``(P,)``."""
+def accumulate(tensors: Sequence[Tensor | None], shared: Sequence[Parameter], out: Tensor, factor: float = 1.0) -> None:
+    """Add ``factor`` times one tensor a shared parameter (``None`` stands for zeros) to a vector of shape ``(P,)``."""
     for view, tensor in zip(views(out, shared), tensors, strict=True):
         if tensor is not None:
-            view.add_(tensor)
+            view.add_(tensor, alpha=factor)
 
 
 def combine(matrix: Tensor, weights: Tensor) -> Tensor:
@@ -152,9 +165,9 @@ def columns(matrix: Tensor, shared: Sequence[Parameter]) -> Sequence[Tensor]:
     return pieces
 
 
-def norm_of(parameters: Sequence[Parameter]) -> float:
-    """The Euclidean norm of all elements of some parameters."""
-    return float(torch.nn.utils.get_total_norm([parameter.detach() for parameter in parameters]))
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all elements of some tensors."""
+    return float(torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors]))
 
 
 def num_elements(shared: Sequence[Parameter]) -> int:
@@ -179,6 +192,8 @@ class GradientBuffer:
     than a :math:`K`-th. So it is the row that is expected to be the largest, by its loss in this step and its norm for
     its loss in the step before: a task that a batch weighs differently, or lacks, shows it in both. The first step
     differentiates every task.
+
+    Each micro-batch takes an :meth:`add`, then its ordinary backward; the last one also :meth:`complete`.
 
     Attributes:
         rates: Norm of a task's gradient over its absolute loss, by name, when its loss was last not zero.
@@ -206,12 +221,19 @@ class GradientBuffer:
         """The shared parameters that the columns belong to."""
         return self._shared
 
+    @property
+    def gradients(self) -> TaskGradients | None:
+        """The task gradients that were completed last; ``None`` before the first, and while more are added."""
+        return self._gradients
+
     def add(
         self,
         losses: Mapping[str, Tensor],
         shared: Sequence[Parameter],
         scale: float,
         weight: float | None,
+        values: Tensor | None = None,
+        loss_scale: float = 1.0,
     ) -> int:
         """Add the task gradients of a micro-batch. Its ordinary backward must follow.
 
@@ -220,6 +242,10 @@ class GradientBuffer:
             shared: The shared parameters.
             scale: Factor of this micro-batch, one over the number of micro-batches.
             weight: The common factor of the task losses in the scalarized loss; ``None`` if they differ.
+            values: The losses that say which row is the largest, averaged over the processes so that all take the same;
+                ``None`` for ``losses``.
+            loss_scale: Factor that keeps half-precision gradients from vanishing on the way. The rows are without it,
+                ``.grad`` must have it when the matrix is completed.
 
         Returns:
             The number of backward passes, one a task or one less.
@@ -233,7 +259,7 @@ class GradientBuffer:
         if first:
             # Subtraction needs a `.grad` that holds nothing but these losses. It holds more if the task gradients were
             # asked for between micro-batches, or if a parameter is not in the optimizer, which would clear it.
-            self._begin(losses, list(shared), weight, derive=cleared)
+            self._begin(losses, list(shared), weight, cleared, values)
         assert self._matrix is not None
         passes = 0
         for index, (name, loss) in enumerate(losses.items()):
@@ -244,30 +270,53 @@ class GradientBuffer:
                 self._touched |= touched
                 continue
             passes += 1
-            gradients = task_gradient(name, loss, self._shared, scale)
+            gradients = task_gradient(name, loss, self._shared, scale * loss_scale)
             row = self._matrix[index]
             if first:
-                flatten(gradients, self._shared, out=row)
+                assign(gradients, self._shared, row)
+                if loss_scale != 1:
+                    row.mul_(1 / loss_scale)
             else:
-                accumulate(gradients, self._shared, row)
+                accumulate(gradients, self._shared, row, 1 / loss_scale)
         self._gradients = None
         return passes
 
-    def gradients(self) -> TaskGradients | None:
-        """The task gradients added since the last :meth:`close`, or up to it; ``None`` before the first."""
-        if self._gradients is None and self._matrix is not None:
-            if self._derived is not None:
-                self._subtract_others(self._derived)
-            self._gradients = TaskGradients(self._names, self._matrix)
-            if self._derived is not None:
-                self._silence_rounding(self._derived)
+    def complete(
+        self, ranks: Ranks | None = None, loss_scale: float = 1.0, sent_dtype: torch.dtype | None = None
+    ) -> TaskGradients:
+        """Finish the matrix after the ordinary backward of the last micro-batch.
+
+        Args:
+            ranks: The processes that average their rows. Their ``.grad`` must be averaged already.
+            loss_scale: The factor in ``.grad``, see :meth:`add`.
+            sent_dtype: What to send the rows as; ``None`` for their own type.
+        """
+        assert self._matrix is not None
+        derived = self._derived
+        if ranks is not None and ranks.size > 1:
+            # The derived row comes from `.grad`: it need not be sent.
+            for block in (self._matrix,) if derived is None else (self._matrix[:derived], self._matrix[derived + 1 :]):
+                ranks.mean_(block, sent_dtype)
+            if derived is not None:
+                flags = ranks.union([parameter in self._touched for parameter in self._shared])
+                self._touched = {parameter for parameter, flag in zip(self._shared, flags, strict=True) if flag}
+        if derived is not None:
+            self._subtract_others(derived, loss_scale)
+        self._gradients = TaskGradients(self._names, self._matrix)
+        if derived is not None:
+            self._silence_rounding(derived)
         return self._gradients
+
+    def scale(self, factor: float) -> None:
+        """Multiply the completed task gradients by a factor."""
+        assert self._matrix is not None
+        self._matrix.mul_(factor)
+        self._gradients = TaskGradients(self._names, self._matrix)
 
     def close(self) -> None:
         """Mark the gradients as used: the next :meth:`add` starts anew. They stay readable until then."""
-        gradients = self.gradients()
-        if gradients is not None:
-            self._learn(gradients, self._losses)
+        if self._gradients is not None and self._gradients.is_finite:
+            self._learn(self._gradients, self._losses)
         self._open = False
         self._derived = None
 
@@ -297,9 +346,16 @@ class GradientBuffer:
             if loss != 0:
                 self.rates[name] = norm / abs(loss)
 
-    def _begin(self, losses: Mapping[str, Tensor], shared: list[Parameter], weight: float | None, derive: bool) -> None:
+    def _begin(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: list[Parameter],
+        weight: float | None,
+        derive: bool,
+        values: Tensor | None,
+    ) -> None:
         self._names = tuple(losses)
-        self._losses = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
+        self._losses = (torch.stack([loss.detach() for loss in losses.values()]) if values is None else values).tolist()
         shape = (len(losses), num_elements(shared))
         like = shared[0]
         dtype = row_dtype(shared)
@@ -320,11 +376,13 @@ class GradientBuffer:
         if not self.rates.keys() >= set(self._names):
             return None
         norms = [self.rates[name] * abs(loss) for name, loss in zip(self._names, self._losses, strict=True)]
-        return norms.index(max(norms)) if max(norms) > 0 else None
+        largest = max(norms)
+        return norms.index(largest) if 0 < largest < math.inf else None
 
-    def _subtract_others(self, index: int) -> None:
+    def _subtract_others(self, index: int, loss_scale: float) -> None:
         assert self._matrix is not None
         assert self._weight is not None
+        weight = self._weight * loss_scale
         others = [row for row in range(len(self._names)) if row != index]
         for parameter, block in zip(self._shared, columns(self._matrix, self._shared), strict=True):
             # One parameter after the other, so that most of a block stays in the cache.
@@ -333,11 +391,11 @@ class GradientBuffer:
                 derived.zero_()
                 continue
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-            torch.sub(gradient.reshape(-1), block[others[0]], alpha=self._weight, out=derived)
+            torch.sub(gradient.reshape(-1), block[others[0]], alpha=weight, out=derived)
             for other in others[1:]:
-                derived.sub_(block[other], alpha=self._weight)
-            if self._weight != 1:
-                derived.div_(self._weight)
+                derived.sub_(block[other], alpha=weight)
+            if weight != 1:
+                derived.div_(weight)
 
     def _silence_rounding(self, index: int) -> None:
         """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""

@@ -23,7 +23,7 @@ def held_losses(losses: Tensor, invariance: Invariance) -> Tensor:
 
 def drift(losses: Tensor, reference: Tensor, invariance: Invariance) -> float:
     """The largest relative change of a held loss; not a number or infinite if a loss is."""
-    held, before = held_losses(losses.double(), invariance), held_losses(reference.double(), invariance)
+    held, before = held_losses(losses.cpu().double(), invariance), held_losses(reference.cpu().double(), invariance)
     change = (held - before).abs()
     return float(torch.where(change == 0, 0.0, change / before.abs()).max())
 
@@ -78,7 +78,7 @@ class LevelSet:
         return self._combine(residuals).neg_()
 
     def _combine(self, changes: Tensor) -> Tensor:
-        gramian = self.gradients.gramian.double().cpu()
+        gramian = self.gradients.gramian.cpu().double()
         selection = torch.eye(len(gramian), dtype=torch.float64)
         if self.invariance == "mean":
             selection = selection.mean(dim=0, keepdim=True)
@@ -87,7 +87,7 @@ class LevelSet:
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
         scaled = inverse[:, None] * gramian * inverse[None, :]
         solution = torch.linalg.pinv(scaled, rtol=1e-6, hermitian=True) @ (
-            inverse * (selection @ changes.double().cpu())
+            inverse * (selection @ changes.cpu().double())
         )
         weights = selection.T @ (inverse * solution)
         return combine(self.gradients.matrix, weights)

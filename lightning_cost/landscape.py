@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_cost.distributed import Ranks
 from lightning_cost.gradients import (
     GradientBuffer,
     TaskGradients,
@@ -22,6 +24,7 @@ from lightning_cost.gradients import (
 )
 from lightning_cost.mixin import MultiTaskMixin, StepLosses
 from lightning_cost.replay import RecordedBatch
+from lightning_cost.support import loss_scale_of
 
 __all__ = ["Landscape", "Point"]
 
@@ -61,7 +64,9 @@ class Landscape:
         generator: Source of the random numbers of a search, on the CPU.
 
     Attributes:
+        module: The module.
         shared: The shared parameters.
+        ranks: The processes, over which losses and gradients are averaged.
         generator: See above. The global generators will not do: every evaluation rewinds them.
         forwards: Number of forward passes so far.
         backwards: Number of backward passes so far.
@@ -70,11 +75,12 @@ class Landscape:
     def __init__(self, module: MultiTaskMixin, batches: Sequence[RecordedBatch], generator: torch.Generator) -> None:
         if not batches:
             raise ValueError("`batches` must hold at least one recorded batch; got none.")
-        self._module = module
+        self.module = module
         self._batches = list(batches)
         self._parameters = list(module.parameters())
         self.shared = module.shared_parameters()
         self.generator = generator
+        self.ranks = Ranks.of(module)
         self.forwards = 0
         self.backwards = 0
 
@@ -132,7 +138,9 @@ class Landscape:
 
         With gradients enabled, which a ``task_losses`` that differentiates something itself relies on.
         """
-        return self._mean([self._forward(batch).values for batch in self._batches])
+        with self.ranks.together():
+            values = self._mean([self._forward(batch).values for batch in self._batches])
+        return self.ranks.mean_(values)
 
     def gradient(self, weights: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The gradient of a weighted sum of the task losses: one forward and one backward pass a batch.
@@ -143,22 +151,25 @@ class Landscape:
         Returns:
             The losses, shape ``(K,)``, and the gradient, shape ``(P,)``.
         """
-        losses = self.losses() if callable(weights) and len(self._batches) > 1 else None
-        total, seen = self._zeros(), []
-        for batch in self._batches:
-            step = self._forward(batch)
-            seen.append(step.values)
-            chosen = weights(step.values if losses is None else losses) if callable(weights) else weights
-            terms = [
-                weight * loss
-                for weight, loss in zip(chosen.tolist(), step.by_task.values(), strict=True)
-                if weight != 0
-            ]
-            if terms:
-                pieces = torch.autograd.grad(torch.stack(terms).sum(), self.shared, allow_unused=True)
-                accumulate(pieces, self.shared, total)
-                self.backwards += 1
-        return self._mean(seen), total.div_(len(self._batches))
+        # Where one forward pass does not see all losses, the weights take passes of their own.
+        several = len(self._batches) > 1 or self.ranks.size > 1
+        losses = self.losses() if callable(weights) and several else None
+        total, seen, loss_scale = self._zeros(), [], self._loss_scale()
+        with self.ranks.together():
+            for batch in self._batches:
+                step = self._forward(batch)
+                seen.append(step.values)
+                chosen = weights(step.values if losses is None else losses) if callable(weights) else weights
+                terms = [
+                    weight * loss
+                    for weight, loss in zip(chosen.tolist(), step.by_task.values(), strict=True)
+                    if weight != 0
+                ]
+                if terms:
+                    summed = torch.stack(terms).sum() * loss_scale
+                    accumulate(torch.autograd.grad(summed, self.shared, allow_unused=True), self.shared, total)
+                    self.backwards += 1
+        return self.ranks.mean_(self._mean(seen)), self.ranks.mean_(total.div_(len(self._batches) * loss_scale))
 
     def hessian_vector_products(self, weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Exact Hessians of weighted sums of the task losses, times vectors, by differentiating twice.
@@ -170,20 +181,21 @@ class Landscape:
         Returns:
             One product for each, shape ``(P,)``.
         """
-        products = [self._zeros() for _ in vectors]
-        for batch in self._batches:
-            values = torch.stack(list(self._forward(batch).by_task.values()))
-            for index, (weight, vector) in enumerate(zip(weights, vectors, strict=True)):
-                loss = (weight.to(values) * values).sum()
-                gradients = task_gradient("weighted sum", loss, self.shared, create_graph=True)
-                pieces = zip(gradients, views(vector, self.shared), strict=True)
-                curved = [(g * v).sum() for g, v in pieces if g is not None and g.requires_grad]
-                if curved:
-                    inner = torch.stack(curved).sum()
-                    second = torch.autograd.grad(inner, self.shared, retain_graph=True, allow_unused=True)
-                    accumulate(second, self.shared, products[index])
-                self.backwards += 2
-        return [product.div_(len(self._batches)) for product in products]
+        products, loss_scale = [self._zeros() for _ in vectors], self._loss_scale()
+        with self.ranks.together():
+            for batch in self._batches:
+                values = torch.stack(list(self._forward(batch).by_task.values())) * loss_scale
+                for index, (weight, vector) in enumerate(zip(weights, vectors, strict=True)):
+                    loss = (weight.to(values) * values).sum()
+                    gradients = task_gradient("weighted sum", loss, self.shared, create_graph=True)
+                    pieces = zip(gradients, views(vector, self.shared), strict=True)
+                    curved = [(g * v).sum() for g, v in pieces if g is not None and g.requires_grad]
+                    if curved:
+                        inner = torch.stack(curved).sum()
+                        second = torch.autograd.grad(inner, self.shared, retain_graph=True, allow_unused=True)
+                        accumulate(second, self.shared, products[index])
+                    self.backwards += 2
+        return [self.ranks.mean_(product.div_(len(self._batches) * loss_scale)) for product in products]
 
     def point(self, buffer: GradientBuffer, admits: Callable[[Tensor], bool] | None = None) -> Point | None:
         """The losses and task gradients here, and ``.grad`` of every parameter of the module.
@@ -196,27 +208,50 @@ class Landscape:
             return None
         for parameter in self._parameters:
             parameter.grad = None
-        seen = []
+        seen, scale, loss_scale = [], 1 / len(self._batches), self._loss_scale()
         for batch in self._batches:
-            step = self._forward(batch)
-            seen.append(step.values)
-            if admits is not None and len(self._batches) == 1 and not admits(step.values):
+            with self.ranks.together():
+                step = self._forward(batch)
+            values = self.ranks.mean_(step.values)
+            seen.append(values)
+            if admits is not None and len(self._batches) == 1 and not admits(values):
                 return None
-            scale = 1 / len(self._batches)
-            self.backwards += buffer.add(step.by_task, self.shared, scale, step.weight) + 1
-            (step.total * scale).backward()
-        gradients = buffer.gradients()
-        assert gradients is not None
+            with self.ranks.together():
+                self.backwards += 1 + buffer.add(step.by_task, self.shared, scale, step.weight, values, loss_scale)
+                (step.total * (scale * loss_scale)).backward()
+        self.ranks.mean_gradients_(self._parameters)
+        gradients = buffer.complete(self.ranks, loss_scale, self.module.reduce_dtype)
+        self._scale_grads(1 / loss_scale)
         return Point(self._mean(seen), gradients)
+
+    def scale(self, buffer: GradientBuffer, factor: float) -> None:
+        """Multiply the task gradients of a buffer and ``.grad`` of every parameter of the module by a factor."""
+        buffer.scale(factor)
+        self._scale_grads(factor)
+
+    def _scale_grads(self, factor: float) -> None:
+        for parameter in self._parameters:
+            if parameter.grad is not None and factor != 1:
+                parameter.grad.mul_(factor)
+
+    def _loss_scale(self) -> float:
+        return loss_scale_of(self.module.trainer)
 
     def _forward(self, batch: RecordedBatch) -> StepLosses:
         batch.rng.restore()
-        with self._module.trainer.precision_plugin.train_step_context():
+        with self.module.trainer.precision_plugin.train_step_context():
             self.forwards += 1
-            return self._module.evaluate_tasks(batch.batch, batch.batch_idx)
+            return self.module.evaluate_tasks(batch.batch, batch.batch_idx)
 
     def _mean(self, losses: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(losses)).mean(dim=0)
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.num_parameters, device=self.shared[0].device, dtype=row_dtype(self.shared))
+
+
+def grads_are_finite(module: nn.Module) -> bool:
+    """Whether ``.grad`` of every parameter of a module is finite."""
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+    return math.isfinite(norm_of(values))

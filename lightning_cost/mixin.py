@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -17,9 +18,11 @@ from torchjd.aggregation import Aggregator, GramianWeightedAggregator, WeightedA
 from torchjd.scalarization import Scalarizer
 from typing_extensions import override
 
+from lightning_cost.distributed import Ranks
 from lightning_cost.gradients import GradientBuffer, TaskGradients, columns, combine
 from lightning_cost.replay import RecordedBatch
 from lightning_cost.rng import RngState
+from lightning_cost.support import check_strategy, check_unscaling, gradient_scaler, loss_scale_of
 
 __all__ = ["MultiTaskMixin"]
 
@@ -63,13 +66,14 @@ class MultiTaskMixin(LightningModule):
     The task losses are logged as ``train/<task>_loss``, their scalarization as ``train/loss``.
 
     If you override ``training_step``, ``backward``, ``on_before_optimizer_step`` or a checkpoint hook, call ``super()``
-    in them. To add a
-    regularization term, add it to the task losses: a term that only the returned loss holds belongs to no task.
+    in them. To add a regularization term, add it to the task losses: a term that only the returned loss holds belongs
+    to no task.
 
     Attributes:
         shared_module: Name of the attribute that holds the shared module, or a sequence of names. Dotted paths reach
             into submodules. All their parameters that require a gradient are shared.
         mtl_method: The multi-task method; set it in ``__init__`` after ``super().__init__()``.
+        reduce_dtype: What DDP sends the task gradients as, such as ``torch.bfloat16``; ``None`` for their own type.
 
     Example:
         >>> import torch
@@ -95,6 +99,7 @@ class MultiTaskMixin(LightningModule):
     shared_module: str | Sequence[str] = "backbone"
     # Annotated only: a class attribute would hide the submodule that `self.mtl_method = ...` registers.
     mtl_method: Aggregator | Scalarizer | None
+    reduce_dtype: torch.dtype | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -140,8 +145,16 @@ class MultiTaskMixin(LightningModule):
         Available after ``backward`` (in ``on_after_backward``, ``on_before_optimizer_step`` and later) if somebody
         needs them in this step: an aggregator, a trigger check that is due, or :meth:`request_task_gradients`.
         ``None`` otherwise, and then the step cost what plain Lightning costs.
+
+        They are averaged over the processes of DDP, and without the scale of a gradient scaler. Under a scaler they may
+        be infinite or not a number (see ``is_finite``): it skips such a step. Between accumulated batches they are the
+        sum over those so far, in this process alone.
         """
-        return self._gradient_buffer.gradients() if self._has_task_gradients else None
+        if not self._has_task_gradients:
+            return None
+        if self._gradient_buffer.gradients is None and self._gradient_buffer.is_open:
+            self._gradient_buffer.complete(loss_scale=loss_scale_of(self.trainer))
+        return self._gradient_buffer.gradients
 
     def request_task_gradients(self) -> None:
         """Have the coming backward passes compute the task gradients, until the next optimizer step.
@@ -214,7 +227,9 @@ class MultiTaskMixin(LightningModule):
         # A validation step may call this one, in the middle of an accumulation window.
         rng = RngState.capture() if self._recording and self.trainer.training else None
         losses = self.evaluate_tasks(batch, batch_idx)
-        _check_finite(losses)
+        # Gradient scalers expect losses that overflow, and skip the step.
+        if self._trainer is None or gradient_scaler(self.trainer) is None:
+            self._check_finite(losses)
         self._to_record = None if rng is None else RecordedBatch(batch, batch_idx, rng, losses.values)
         self._step_losses = losses
         if self._trainer is not None:
@@ -233,18 +248,10 @@ class MultiTaskMixin(LightningModule):
                     f"{type(self).__name__}.training_step did not call `super().training_step(batch, batch_idx)`, so"
                     " its task losses are unknown. Write `task_losses` instead of `training_step`, or call super."
                 )
-            _check_supported(self)
-            micro_batches = self.trainer.accumulate_grad_batches
-            returned, total = loss.detach(), losses.total.detach()
-            if not torch.equal(returned, total / micro_batches):
-                raise MisconfigurationException(
-                    f"{type(self).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
-                    f" ({float(returned) * micro_batches:g} instead of {float(total):g}). What it adds belongs to no"
-                    " task, so no multi-task method can weigh it: add it to the losses that `task_losses` returns."
-                )
-            self._gradient_buffer.add(losses.by_task, self.shared_parameters(), 1 / micro_batches, losses.weight)
-            self._unused_since_step = self.trainer.global_step
+            self._add_task_gradients(loss, losses)
         super().backward(loss, *args, **kwargs)
+        if self._has_task_gradients and self._is_last_micro_batch():
+            self._complete_task_gradients()
         # Not before: a batch for which `training_step` returns None never gets here.
         if self._to_record is not None:
             self._recorded.append(self._to_record)
@@ -256,10 +263,11 @@ class MultiTaskMixin(LightningModule):
         if self._gradient_buffer.is_open:
             self._gradient_buffer.close()
             method = getattr(self, "mtl_method", None)
-            gradients = self._gradient_buffer.gradients()
-            if isinstance(method, Aggregator) and gradients is not None:
+            gradients = self._gradient_buffer.gradients
+            # Gradients that are not finite, which only a gradient scaler lets pass, are its reason to skip the step.
+            if isinstance(method, Aggregator) and gradients is not None and gradients.is_finite:
                 shared = self._gradient_buffer.shared
-                _write_gradient(_aggregate(method, gradients, shared), shared)
+                _write_gradient(_aggregate(method, gradients, shared, Ranks.of(self)), shared)
         self._requested = False
         self._recording = False
         self._recorded = []
@@ -278,7 +286,7 @@ class MultiTaskMixin(LightningModule):
     def evaluate_tasks(self, batch: Any, batch_idx: int) -> StepLosses:
         """Evaluate and check :meth:`task_losses`, and scalarize them."""
         by_task = self._checked(self.task_losses(batch, batch_idx))
-        values = torch.stack([loss.float() if loss.dtype.itemsize < 4 else loss for loss in by_task.values()])
+        values = torch.stack(list(by_task.values()))
         method = getattr(self, "mtl_method", None)
         if method is None:
             return StepLosses(by_task, values.mean(), 1 / len(by_task))
@@ -290,6 +298,54 @@ class MultiTaskMixin(LightningModule):
             f"`mtl_method` must be a torchjd.aggregation.Aggregator, a torchjd.scalarization.Scalarizer or None for the"
             f" mean of the losses; got {method!r}."
         )
+
+    def _add_task_gradients(self, loss: Tensor, losses: StepLosses) -> None:
+        check_strategy(self.trainer)
+        check_unscaling(self.trainer)
+        micro_batches, loss_scale = self.trainer.accumulate_grad_batches, loss_scale_of(self.trainer)
+        returned, expected = loss.detach(), losses.total.detach() / micro_batches * loss_scale
+        if not torch.equal(returned, expected) and bool(torch.isfinite(expected)):
+            unscaled = float(returned) * micro_batches / loss_scale
+            raise MisconfigurationException(
+                f"{type(self).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
+                f" ({unscaled:g} instead of {float(losses.total.detach()):g}). What it adds belongs to no"
+                " task, so no multi-task method can weigh it: add it to the losses that `task_losses` returns."
+            )
+        # A communication hook may compress `.grad` on its way: what is left over is no row.
+        exact = getattr(self.trainer.strategy, "_ddp_comm_hook", None) is None
+        self._gradient_buffer.add(
+            losses.by_task,
+            self.shared_parameters(),
+            1 / micro_batches,
+            losses.weight if exact else None,
+            Ranks.of(self).mean_(losses.values),
+            loss_scale,
+        )
+        self._unused_since_step = self.trainer.global_step
+
+    def _is_last_micro_batch(self) -> bool:
+        trainer = self.trainer
+        ready = trainer.fit_loop.batch_idx + 1
+        is_last = trainer.is_last_batch or ready == trainer.num_training_batches
+        return is_last or ready % trainer.accumulate_grad_batches == 0
+
+    def _complete_task_gradients(self) -> None:
+        loss_scale = loss_scale_of(self.trainer)
+        gradients = self._gradient_buffer.complete(Ranks.of(self), loss_scale, self.reduce_dtype)
+        if gradient_scaler(self.trainer) is not None:
+            # The scaler looks at `.grad` only. What is not finite in a row makes it skip the step by this.
+            trace = gradients.gramian.sum() * 0
+            for parameter in self._gradient_buffer.shared:
+                if parameter.grad is not None and not parameter.grad.is_sparse:
+                    parameter.grad.add_(trace)
+                    break
+        elif not gradients.is_finite:
+            norms = dict(zip(gradients.names, gradients.norms.tolist(), strict=True))
+            raise _finiteness_error(norms, "The gradient")
+
+    def _check_finite(self, losses: StepLosses) -> None:
+        if not bool(torch.isfinite(losses.values).all()):
+            raise _finiteness_error({n: float(loss.detach()) for n, loss in losses.by_task.items()}, "The loss")
 
     def _checked(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not isinstance(losses, Mapping) or not losses:
@@ -311,7 +367,10 @@ class MultiTaskMixin(LightningModule):
                 f" Missing now: {missing}; not there before: {unknown}. For a batch without labels of a task, return a"
                 " loss of zero that is connected to the graph, such as `0 * prediction.sum()`."
             )
-        return {name: losses[name] for name in self._task_names}
+        # Half precision would not even hold the scale of a gradient scaler.
+        return {
+            name: losses[name].float() if losses[name].dtype.itemsize < 4 else losses[name] for name in self._task_names
+        }
 
     def _check_gradients_were_used(self) -> None:
         stale = self._unused_since_step
@@ -337,35 +396,22 @@ class MultiTaskMixin(LightningModule):
         return module
 
 
-def _check_finite(losses: StepLosses) -> None:
-    finite = torch.isfinite(losses.values)
-    if not finite.all():
-        bad = {
-            name: float(loss.detach())
-            for (name, loss), ok in zip(losses.by_task.items(), finite.tolist(), strict=True)
-            if not ok
-        }
-        raise ValueError(
-            f"The loss of task {', '.join(map(repr, bad))} is not finite: {bad}. The parameters are as they were before"
-            " this step; look at the batch, the learning rate and the numerical range of that loss."
-        )
+def _finiteness_error(values: Mapping[str, float], what: str) -> ValueError:
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    return ValueError(
+        f"{what} of task {', '.join(map(repr, bad))} is not finite: {bad}. The parameters are as they were before"
+        " this step; look at the batch, the learning rate and the numerical range of that loss."
+    )
 
 
-def _check_supported(module: LightningModule) -> None:
-    trainer = module.trainer
-    if trainer.world_size > 1 or getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise MisconfigurationException(
-            "Task gradients are supported on one device without a gradient scaler; got"
-            f" {trainer.world_size} processes with precision {trainer.precision!r}. Use `devices=1` and a precision"
-            " such as '32-true' or 'bf16-mixed'."
-        )
-
-
-def _aggregate(method: Aggregator, gradients: TaskGradients, shared: Sequence[Parameter]) -> Iterator[Tensor]:
+def _aggregate(
+    method: Aggregator, gradients: TaskGradients, shared: Sequence[Parameter], ranks: Ranks
+) -> Iterator[Tensor]:
     """The aggregation of the task gradients, one flat piece a shared parameter.
 
     Methods that weigh the rows by their Gramian get the one that is known already. Hooks on such a method expect to be
-    called, so that it is called itself if it has any.
+    called, so that it is called itself if it has any. Some methods draw random numbers, which differ between the
+    processes, so that the first process decides for all.
     """
     matrix = gradients.matrix
     if (
@@ -373,9 +419,9 @@ def _aggregate(method: Aggregator, gradients: TaskGradients, shared: Sequence[Pa
         or type(method).forward is not WeightedAggregator.forward
         or any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
     ):
-        yield from columns(method(matrix), shared)
+        yield from columns(ranks.first_(method(matrix)), shared)
         return
-    weights = method.gramian_weighting(gradients.gramian).to(matrix)
+    weights = ranks.first_(method.gramian_weighting(gradients.gramian)).to(matrix)
     for piece in columns(matrix, shared):
         yield combine(piece, weights)
 

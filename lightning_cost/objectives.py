@@ -76,7 +76,7 @@ class ConflictAlignment(Objective):
     """
 
     def __init__(
-        self, derivative: Derivative = "finite_difference", epsilon: float = 2e-3, target: float = 0.2
+        self, derivative: Derivative = "finite_difference", epsilon: float = 5e-3, target: float = 0.2
     ) -> None:
         self.derivative = _checked_derivative(derivative)
         self.epsilon = _checked_positive("epsilon", epsilon)
@@ -131,7 +131,7 @@ class GradientNorm(Objective):
         epsilon: See :class:`ConflictAlignment`.
     """
 
-    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = 2e-3) -> None:
+    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = 5e-3) -> None:
         self.derivative = _checked_derivative(derivative)
         self.epsilon = _checked_positive("epsilon", epsilon)
 
@@ -300,7 +300,7 @@ def balance_weights(norms: Tensor) -> Tensor:
         >>> balance_weights(torch.tensor([1.0, 1.0]))
         tensor([1., 1.])
     """
-    wide = norms.detach().double().cpu()
+    wide = norms.detach().cpu().double()
     ratios = wide.sum() / wide.clamp_min(torch.finfo(norms.dtype).tiny)
     # An infinite ratio, of a task without gradient, would make the softmax not a number.
     ratios = ratios.clamp_max(torch.finfo(ratios.dtype).max)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_cost.gradients import GradientBuffer
 from lightning_cost.invariance import Invariance, drift
-from lightning_cost.landscape import Landscape, Point
+from lightning_cost.landscape import Landscape, Point, grads_are_finite
 from lightning_cost.objectives import Objective
 from lightning_cost.searches import Search, SearchContext
 
@@ -232,6 +232,8 @@ class Teleporter:
                 value = self.objective.value(landscape, point)
                 self.trace[-1]["objective"] = value
                 refusal = self._objective_refusal(value, reached.value)
+                if not grads_are_finite(landscape.module):
+                    refusal = "a gradient is not finite at the candidate"
                 if not refusal:
                     return Place(landscape.position(), point, landscape.grads(), value, buffer), "accepted"
             reason = refusal

@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins import MixedPrecision
 from peft import LoHaConfig, LoraConfig, OFTConfig
 from torch import nn
 from torchjd.aggregation import UPGrad
@@ -127,12 +126,6 @@ def test_several_optimizers_are_refused() -> None:
     # Lightning itself refuses them under automatic optimization, in its own words.
     with pytest.raises((MisconfigurationException, RuntimeError), match="optimizer"):
         fit(TwoOptimizers(), make_batches(2), callbacks=[teleporter()])
-
-
-def test_gradient_scaler_is_refused() -> None:
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    with pytest.raises(MisconfigurationException, match="gradient scaler"):
-        fit(Net(), make_batches(2), callbacks=[teleporter()], plugins=[plugin])
 
 
 def test_frozen_backbone_is_refused() -> None:

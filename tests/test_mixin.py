@@ -9,8 +9,6 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
@@ -637,29 +635,6 @@ def test_gradients_that_were_never_aggregated_are_noticed():
         MisconfigurationException, match=r"did not call `super\(\).on_before_optimizer_step\(optimizer\)`"
     ):
         fit(Silent(UPGrad()), make_batches(2))
-
-
-def test_several_processes_are_refused():
-    class TwoProcesses(SingleDeviceStrategy):
-        """Claims a second process, which is all that the check looks at."""
-
-        def __init__(self):
-            super().__init__("cpu")
-            self.world_size = 2
-
-    with pytest.raises(MisconfigurationException, match=r"on one device.*got 2 processes with precision '32-true'"):
-        fit(Net(UPGrad()), make_batches(1), strategy=TwoProcesses())
-
-
-def test_a_gradient_scaler_is_refused_only_for_task_gradients():
-    def scaled():
-        return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]}
-
-    with pytest.raises(MisconfigurationException, match=r"without a gradient scaler; got 1 processes.*'16-mixed'"):
-        fit(Net(UPGrad()), make_batches(1), **scaled())
-    module = Net()
-    fit(module, make_batches(1), **scaled())
-    assert_moved(module)
 
 
 # --- State -----------------------------------------------------------------------------------------------------------

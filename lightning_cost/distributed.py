@@ -1,0 +1,142 @@
+"""The processes that train together, seen as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import Parameter
+
+__all__: list[str] = []
+
+
+class Ranks:
+    """Collectives over the processes of a data-parallel run; with a single process they do nothing.
+
+    Every process must call them in the same order.
+
+    Args:
+        size: Number of processes.
+        device: Where the tensors of the communication live.
+    """
+
+    def __init__(self, size: int = 1, device: torch.device | None = None) -> None:
+        self.size = size
+        self.device = torch.device("cpu") if device is None else device
+
+    @classmethod
+    def of(cls, module: LightningModule) -> Ranks:
+        """The processes of the Trainer of a module."""
+        return cls(module.trainer.world_size, module.device)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return dist.get_rank() if self.size > 1 else 0
+
+    def mean_(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Average a contiguous tensor over the processes, in place.
+
+        Args:
+            tensor: The tensor, of the same shape everywhere.
+            dtype: What to send it as; ``None`` for its own.
+        """
+        if self.size > 1 and tensor.numel() > 0:
+            sent = tensor if dtype is None else tensor.to(dtype)
+            dist.all_reduce(sent)
+            if sent is not tensor:
+                tensor.copy_(sent)
+            tensor.div_(self.size)
+        return tensor
+
+    def union(self, flags: Sequence[bool]) -> list[bool]:
+        """Which of some flags are true on any process."""
+        if self.size == 1:
+            return list(flags)
+        seen = torch.tensor(flags, device=self.device, dtype=torch.int32)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in seen.tolist()]
+
+    def first_(self, tensor: Tensor) -> Tensor:
+        """Overwrite a tensor by that of the first process, whatever its device is."""
+        if self.size > 1:
+            sent = tensor.to(self.device).contiguous()
+            dist.broadcast(sent, src=0)
+            if sent is not tensor:
+                tensor.copy_(sent)
+        return tensor
+
+    def decide(self, decision: bool) -> bool:
+        """The decision of the first process."""
+        return bool(self.first_(torch.tensor(int(decision), device=self.device))) if self.size > 1 else decision
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, which is pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run something without collectives on every process: where it fails on one, it fails on all.
+
+        Raises:
+            RuntimeError: If it failed on another process, so that this one does not wait for it for ever.
+        """
+        try:
+            yield
+        except Exception:
+            self.union([True])
+            raise
+        if self.union([False])[0]:
+            raise RuntimeError("Another process failed at the same place: its own error says why.")
+
+    def mean_gradients_(self, parameters: Sequence[Parameter]) -> None:
+        """Average ``.grad`` over the processes; where only some have one, the others count as zero."""
+        if self.size == 1:
+            return
+        sparse = [parameter for parameter in parameters if parameter.grad is not None and parameter.grad.is_sparse]
+        if self.union([bool(sparse)])[0]:
+            raise RuntimeError(
+                "A teleport with several processes does not support sparse gradients. Use `sparse=False` in"
+                " torch.nn.Embedding."
+            )
+        present = self.union([parameter.grad is not None for parameter in parameters])
+        chosen = [parameter for parameter, flag in zip(parameters, present, strict=True) if flag]
+        for parameter in chosen:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for dtype in sorted({parameter.dtype for parameter in chosen}, key=str):
+            gradients = [parameter.grad for parameter in chosen if parameter.dtype == dtype]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients if gradient is not None])
+            pieces = self.mean_(flat).split([parameter.numel() for parameter in chosen if parameter.dtype == dtype])
+            for gradient, piece in zip(gradients, pieces, strict=True):
+                assert gradient is not None
+                gradient.copy_(piece.view(gradient.shape))
+
+    def check_equal(self, tensors: Sequence[Tensor]) -> None:
+        """Compare tensors across the processes by their checksums.
+
+        Raises:
+            RuntimeError: If they differ, on every process.
+        """
+        if self.size == 1:
+            return
+        sums = torch.stack([tensor.detach().double().sum() for tensor in tensors])
+        extremes = torch.cat([sums, -sums])
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        high, low = extremes.chunk(2)
+        different = int((high != -low).sum())
+        if different:
+            raise RuntimeError(
+                f"{different} of {len(tensors)} shared parameters differ between the processes after a teleport."
+                " Something that steers it differs between them: a trigger, objective or search of your own must not"
+                " depend on the rank or on global random numbers."
+            )
