@@ -155,7 +155,7 @@ class EventStudy(L.Callback):
             return
         self.steps.append(step)
         held_out = [
-            RecordedBatch(batch, index, RngState.capture(), torch.zeros(0))
+            RecordedBatch(trainer.precision_plugin.convert_input(batch), index, RngState.capture(), torch.zeros(0))
             for index, batch in enumerate(trainer.datamodule.val_dataloader())
             if index < HELD_OUT_BATCHES
         ]

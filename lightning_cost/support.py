@@ -76,6 +76,6 @@ def check_unscaling(trainer: Trainer) -> None:
     for optimizer in trainer.optimizers if gradient_scaler(trainer) is not None else ():
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             raise MisconfigurationException(
-                f"A fused {type(optimizer).__name__} unscales the gradients inside its step, after they were replaced by"
-                f" unscaled ones; got precision={trainer.precision!r}. Pass `fused=False`, or use 'bf16-mixed'."
+                f"A fused {type(optimizer).__name__} unscales the gradients inside its step, after they were replaced"
+                f" by unscaled ones; got precision={trainer.precision!r}. Pass `fused=False`, or use 'bf16-mixed'."
             )
