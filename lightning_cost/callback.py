@@ -29,7 +29,7 @@ from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective
 from lightning_cost.progress import StageDisplay
 from lightning_cost.replay import RecordedBatch, without_trace
 from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search
-from lightning_cost.support import check_optimizer, check_strategy, gradient_scaler
+from lightning_cost.support import check_optimizer, check_strategy, gradient_scaler, keep_what_compiled_code_saves
 from lightning_cost.teleport import Outcome, Teleporter, TeleportReport
 from lightning_cost.triggers import TRIGGERS, Schedule, Trigger, TriggerName
 
@@ -177,6 +177,15 @@ class SymmetryTeleportCallback(Callback):
         }
         return cls(**{**settings, **overrides})
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled generator does not survive on its way to the processes that `ddp_spawn` starts.
+        return {**self.__dict__, "_generator": bytes(self._generator.get_state().tolist())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._generator = torch.Generator()
+        self._generator.set_state(torch.tensor(list(state["_generator"]), dtype=torch.uint8))
+
     def should_check(self, trainer: Trainer, pl_module: MultiTaskMixin) -> bool:
         """Whether to check the trigger at the coming optimizer step. Override it for a schedule of your own.
 
@@ -215,6 +224,7 @@ class SymmetryTeleportCallback(Callback):
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         self._due = None
+        keep_what_compiled_code_saves()
         pl_module.discard_step()
         self._remove_hook()
         self._hook = optimizer.register_step_pre_hook(self._history.pre_step_hook)

@@ -5,6 +5,8 @@ import logging
 import pytest
 import torch
 
+from tests.ranks import RankPool
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -33,3 +35,11 @@ def differentiations(monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
     return calls
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Two processes that train together."""
+    pool = RankPool()
+    yield pool
+    pool.close()
