@@ -354,9 +354,17 @@ class SymmetryTeleportCallback(Callback):
         losses = self._ranks.mean_(torch.stack([record.losses for record in window]).mean(dim=0))
         start = Point(losses, gradients)
 
+        def effort() -> dict[str, Any]:
+            landscapes = {id(landscape): landscape for landscape in (held, update)}.values()
+            return {
+                "seconds": time.perf_counter() - began,
+                "forwards": sum(landscape.forwards for landscape in landscapes),
+                "backwards": sum(landscape.backwards for landscape in landscapes),
+                "trace": self._teleporter.trace,
+            }
+
         def report(outcome: Outcome) -> TeleportReport:
             before, after, names = outcome.start, outcome.end, gradients.names
-            landscapes = {id(landscape): landscape for landscape in (held, update)}.values()
             return TeleportReport(
                 step=trainer.global_step,
                 epoch=trainer.current_epoch,
@@ -370,12 +378,12 @@ class SymmetryTeleportCallback(Callback):
                 grad_norm_after=float(after.gradients.mean_norm),
                 sigma=outcome.sigma,
                 drift=drift(after.losses, before.losses, self._teleporter.invariance),
-                seconds=time.perf_counter() - began,
-                forwards=sum(landscape.forwards for landscape in landscapes),
-                backwards=sum(landscape.backwards for landscape in landscapes),
-                trace=self._teleporter.trace,
+                **effort(),
             )
 
+        outcome = None
+        # Memory that runs out during a teleport may still be missing when it is reported.
+        unmoved = report(Outcome(False, "", start, start, 0.0, None, lambda: None))
         try:
             with torch.enable_grad(), without_trace(module), StageDisplay(trainer) as display:
                 outcome = self._teleporter.run(
@@ -386,16 +394,19 @@ class SymmetryTeleportCallback(Callback):
                     _learning_rate(optimizer, module),
                     display,
                 )
+            finished = report(outcome)
+            if outcome.update is not None:
+                if share != 1:
+                    update.scale(outcome.update, share)
+                if self.check_ranks:
+                    self._ranks.check_equal(update.shared)
         except BaseException as error:
+            if outcome is not None:
+                outcome.undo()
             reason = f"{type(error).__name__}: {error}"
-            self.reports.append(report(Outcome(False, reason, start, start, 0.0, None)))
+            self.reports.append(replace(unmoved, reason=reason, **effort()))
             raise
-        finished = report(outcome)
         if outcome.update is not None:
-            if share != 1:
-                update.scale(outcome.update, share)
-            if self.check_ranks:
-                self._ranks.check_equal(update.shared)
             self._history.arm(outcome.sigma, module.shared_parameters())
             self._teleporter.recycle(module.exchange_task_gradients(outcome.update))
         return finished

@@ -22,7 +22,13 @@ from lightning_cost.distributed import Ranks
 from lightning_cost.gradients import GradientBuffer, TaskGradients, columns, combine
 from lightning_cost.replay import RecordedBatch
 from lightning_cost.rng import RngState
-from lightning_cost.support import check_strategy, check_unscaling, gradient_scaler, loss_scale_of
+from lightning_cost.support import (
+    check_strategy,
+    check_unscaling,
+    gradient_scaler,
+    keep_what_compiled_code_saves,
+    loss_scale_of,
+)
 
 __all__ = ["MultiTaskMixin"]
 
@@ -65,9 +71,9 @@ class MultiTaskMixin(LightningModule):
 
     The task losses are logged as ``train/<task>_loss``, their scalarization as ``train/loss``.
 
-    If you override ``training_step``, ``backward``, ``on_before_optimizer_step`` or a checkpoint hook, call ``super()``
-    in them. To add a regularization term, add it to the task losses: a term that only the returned loss holds belongs
-    to no task.
+    If you override ``on_fit_start``, ``training_step``, ``backward``, ``on_before_optimizer_step`` or a checkpoint
+    hook, call ``super()`` in them. To add a regularization term, add it to the task losses: a term that only the
+    returned loss holds belongs to no task.
 
     Attributes:
         shared_module: Name of the attribute that holds the shared module, or a sequence of names. Dotted paths reach
@@ -161,6 +167,7 @@ class MultiTaskMixin(LightningModule):
 
         Call it before ``training_step``, for example in ``on_train_batch_start`` of a callback.
         """
+        keep_what_compiled_code_saves()
         self._requested = True
 
     def record_batches(self) -> None:
@@ -219,6 +226,12 @@ class MultiTaskMixin(LightningModule):
                 " gradient. Name the module whose parameters the tasks share, and unfreeze some of them."
             )
         return list(shared)
+
+    @override
+    def on_fit_start(self) -> None:
+        """Have compiled code keep what several backward passes need, before any of it runs."""
+        if isinstance(getattr(self, "mtl_method", None), Aggregator):
+            keep_what_compiled_code_saves()
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

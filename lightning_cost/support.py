@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch._functorch.config as functorch_config
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
@@ -79,3 +81,14 @@ def check_unscaling(trainer: Trainer) -> None:
                 f"A fused {type(optimizer).__name__} unscales the gradients inside its step, after they were replaced"
                 f" by unscaled ones; got precision={trainer.precision!r}. Pass `fused=False`, or use 'bf16-mixed'."
             )
+
+
+def keep_what_compiled_code_saves() -> None:
+    """Have ``torch.compile`` make code that can be differentiated once a task.
+
+    By default its backward may write over what its forward saved, so that it runs only once. That is decided when it is
+    compiled, in a setting that belongs to the process: what was compiled with the other one is compiled again.
+    """
+    if getattr(functorch_config, "donated_buffer", False):
+        functorch_config.donated_buffer = False
+        torch._dynamo.reset()
