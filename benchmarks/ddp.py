@@ -7,8 +7,8 @@ turns, an epoch of a few steps each; figures are ratios of medians.
 - `UPGrad`: `MultiTaskMixin` with UPGrad.
 - `UPGrad, bf16 rows`: the same with `reduce_dtype = torch.bfloat16`.
 - `mean`: `MultiTaskMixin` with the mean of the losses, which needs no task gradients.
-- `mean, one teleport an epoch`: the same with `SymmetryTeleportCallback`, whose check and teleport fall on the first step
-  of each epoch. The median step is one without; the step with the teleport has a column of its own.
+- `mean, one teleport an epoch`: the same with `SymmetryTeleportCallback`, whose check and teleport fall on the first
+  step of each epoch. The median step is one without; the step with the teleport has a column of its own.
 
 Run `python -m benchmarks.ddp`.
 """

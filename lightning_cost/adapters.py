@@ -177,6 +177,22 @@ def reachable_layers(
     return list(layers.values())
 
 
+def left_out(
+    modules: Sequence[tuple[str, nn.Module]],
+    shared: Sequence[Parameter],
+    config: PeftConfig,
+    reached: Sequence[Parameter],
+) -> list[str]:
+    """The modules, with their kinds, that the configuration targets and that own shared matrices out of reach."""
+    missing = {id(parameter) for parameter in shared if parameter.ndim >= 2} - {id(parameter) for parameter in reached}
+    names = {}
+    for name, module in _named_submodules(modules):
+        owned = {id(parameter) for parameter in module.parameters(recurse=False)}
+        if owned & missing and _is_target(config, name, module):
+            names[name] = f"{name} ({type(module).__name__})"
+    return list(names.values())
+
+
 def unreachable_message(config: PeftConfig) -> str:
     """What to say when an adapter reaches no shared weight."""
     targets = getattr(config, "target_modules", None)

@@ -12,15 +12,16 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_cost.adapters import check_config
+from lightning_cost.adapters import check_config, left_out
 from lightning_cost.distributed import Ranks
-from lightning_cost.gradients import TaskGradients
+from lightning_cost.gradients import TaskGradients, num_elements
 from lightning_cost.history import History, HistoryReuse
 from lightning_cost.invariance import Invariance, drift
 from lightning_cost.landscape import Landscape, Point, grads_are_finite
@@ -98,9 +99,9 @@ class SymmetryTeleportCallback(Callback):
         trainer.fit(LitModel(), datamodule=...)
         print(sum(report.accepted for report in teleport.reports))
 
-    Logs, as averages over an epoch, ``cost/conflict_share`` (share of the checks that found conflict) and, as sums,
-    ``cost/accepted`` and ``cost/rejected``; and at every accepted teleport ``cost/drift``, ``cost/cosine_before`` and
-    ``cost/cosine_after`` (the smallest cosine of a task with the mean).
+    Logs once an epoch: ``cost/conflict_share`` (share of the checks that found conflict), the counts ``cost/accepted``
+    and ``cost/rejected``, and the means over the accepted teleports of ``cost/drift``, ``cost/cosine_before`` and
+    ``cost/cosine_after`` (the smallest cosine of a task with the mean). ``reports`` has them one by one.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class SymmetryTeleportCallback(Callback):
         self._recent: list[RecordedBatch] = []
         self._recent_state: list[list[dict[str, Any]]] = []
         self._ranks = Ranks()
+        self._warned = False
         self._hook: RemovableHandle | None = None
 
     @classmethod
@@ -223,6 +225,8 @@ class SymmetryTeleportCallback(Callback):
             self._history.check(optimizer)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
+        if type(self).should_check is SymmetryTeleportCallback.should_check:
+            self._warn_if_never_due(trainer)
         self._due = None
         keep_what_compiled_code_saves()
         pl_module.discard_step()
@@ -255,6 +259,17 @@ class SymmetryTeleportCallback(Callback):
             pl_module.request_task_gradients()
         if self._due or self.num_batches > 1:
             pl_module.record_batches()
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the tasks at the first step, long before the first conflict may need them."""
+        assert isinstance(pl_module, MultiTaskMixin)
+        if len(pl_module.task_names) < 2:
+            names = ", ".join(map(repr, pl_module.task_names)) or "nothing, since it was never called"
+            raise MisconfigurationException(
+                f"SymmetryTeleportCallback needs at least 2 tasks; `task_losses` returned {names}. Remove the callback"
+                " to train a single task, and do not override `training_step` without calling `super()`."
+            )
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -312,10 +327,6 @@ class SymmetryTeleportCallback(Callback):
     ) -> None:
         gradients = module.task_gradients
         assert gradients is not None
-        if len(gradients.names) < 2:
-            raise MisconfigurationException(
-                f"SymmetryTeleportCallback needs at least 2 tasks; `task_losses` returned only {gradients.names[0]!r}."
-            )
         if gradient_scaler(trainer) is not None and not (gradients.is_finite and grads_are_finite(module)):
             return  # The scaler is going to skip this step.
         self._epoch.checks += 1
@@ -332,7 +343,10 @@ class SymmetryTeleportCallback(Callback):
                     "cost/drift": report.drift,
                     "cost/cosine_before": min(report.cosines_before.values()),
                     "cost/cosine_after": min(report.cosines_after.values()),
-                }
+                },
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
             )
 
     def _teleport(
@@ -407,16 +421,33 @@ class SymmetryTeleportCallback(Callback):
             self.reports.append(replace(unmoved, reason=reason, **effort()))
             raise
         if outcome.update is not None:
-            self._history.arm(outcome.sigma, module.shared_parameters())
+            self._history.arm(outcome.sigma, update.shared)
             self._teleporter.recycle(module.exchange_task_gradients(outcome.update))
         return finished
 
+    def _warn_if_never_due(self, trainer: Trainer) -> None:
+        start, epochs = self.schedule.start_epoch, trainer.max_epochs
+        if epochs is not None and 0 < epochs <= start:
+            rank_zero_warn(
+                f"`start_epoch={start}` is never reached: epochs count from 0 and `max_epochs={epochs}`. There will be"
+                " no teleport. Lower `start_epoch`, or train for longer."
+            )
+
     def _check_reach(self, module: MultiTaskMixin) -> None:
-        shared = module.shared_parameters()
+        search, adapter = self._teleporter.search, self._teleporter.adapter
+        modules, shared = module.shared_modules(), module.shared_parameters()
         try:
-            self._teleporter.search.check(module.shared_modules(), shared, self._teleporter.adapter)
+            reached = search.reach(modules, shared, adapter)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
+        share = num_elements(reached) / num_elements(shared)
+        missing = left_out(modules, shared, adapter, reached)
+        if not self._warned and (missing or share < 0.5):
+            self._warned = True
+            rank_zero_warn(
+                f"Teleports take steps in {share:.0%} of the shared parameters: {search!r} with"
+                f" {type(adapter).__name__} leaves out {', '.join(missing) or 'all that are no matrices'}."
+            )
 
     def _remove_hook(self) -> None:
         if self._hook is not None:

@@ -145,6 +145,11 @@ class MultiTaskMixin(LightningModule):
         )
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of the tasks, in the order of the first step; empty before it."""
+        return self._task_names or ()
+
+    @property
     def task_gradients(self) -> TaskGradients | None:
         """The task gradients of the current optimizer step.
 
@@ -229,8 +234,16 @@ class MultiTaskMixin(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        """Have compiled code keep what several backward passes need, before any of it runs."""
+        """Refuse what is not supported, and prepare compiled code for several backward passes, before any runs."""
+        if not self.automatic_optimization:
+            raise MisconfigurationException(
+                f"MultiTaskMixin needs automatic optimization; {type(self).__name__} sets"
+                " `automatic_optimization = False`."
+            )
         if isinstance(getattr(self, "mtl_method", None), Aggregator):
+            check_strategy(self.trainer)
+            check_unscaling(self.trainer)
+            self.shared_parameters()
             keep_what_compiled_code_saves()
 
     @override
@@ -397,9 +410,11 @@ class MultiTaskMixin(LightningModule):
         try:
             module = reduce(getattr, path.split("."), self)
         except AttributeError as error:
+            children = ", ".join(name for name, _ in self.named_children()) or "none"
             raise MisconfigurationException(
-                f"`shared_module={self.shared_module!r}`: {type(self).__name__} has no attribute {path!r}. Name the"
-                " attribute that holds the shared module."
+                f"`shared_module={self.shared_module!r}`: {type(self).__name__} has no attribute {path!r}. Set the"
+                " class attribute `shared_module` (default 'backbone') to the name of the attribute that holds the"
+                f" shared module; its submodules are: {children}."
             ) from error
         if not isinstance(module, nn.Module):
             raise MisconfigurationException(

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from peft import LoHaConfig, LoraConfig, OFTConfig
-from torch import nn
+from torch import Tensor, nn
 from torchjd.aggregation import UPGrad
 from torchjd.scalarization import UW
 
@@ -27,7 +27,7 @@ from lightning_cost import (
     SymmetryTeleportCallback,
 )
 from lightning_cost.progress import StageDisplay
-from tests.helpers import TASKS, Net, PlainNet, fit, make_batches, make_mlp, make_trainer
+from tests.helpers import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp, make_trainer
 from tests.teleporting import NoisyNet, Spy, always, assert_same, final_state, never, snapshot, teleporter
 
 
@@ -120,6 +120,67 @@ def test_what_cannot_work_is_refused_before_the_first_step(make: Any, settings: 
     with pytest.raises(MisconfigurationException, match=message):
         fit(module, make_batches(2), callbacks=[teleporter(**settings)])
     assert_same(dict(module.state_dict()), before)
+
+
+class OddLayers(Net):
+    """With layers that PEFT cannot change or would change wrongly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleDict(
+            {
+                "plain": make_mlp(5, 4),
+                "normed": nn.utils.parametrizations.weight_norm(make_mlp(4, 4)[0]),
+                "grouped": nn.Conv1d(4, 4, 1, groups=2),
+                "recurrent": nn.GRU(4, 4, batch_first=True),
+                "attention": nn.MultiheadAttention(4, 1, batch_first=True),
+                "padded": nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"),
+            }
+        )
+
+    def features(self, batch: Batch) -> Tensor:
+        layers = self.backbone
+        x = layers["normed"](layers["plain"](batch["x"]).tanh())[:, :, None]
+        x = layers["padded"](layers["grouped"](x).expand(-1, -1, 3)).transpose(1, 2)
+        x = layers["recurrent"](x)[0]
+        return layers["attention"](x, x, x, need_weights=False)[0].mean(dim=1)
+
+
+def test_layers_out_of_reach_are_listed_once() -> None:
+    module, callback = OddLayers(), teleporter(search=PenaltySearch(steps=2, lr=1e-3))
+    with pytest.warns(UserWarning, match="Teleports take steps") as caught:
+        fit(module, make_batches(3), callbacks=[callback])
+    (message,) = (str(warning.message) for warning in caught if "Teleports take steps" in str(warning.message))
+    for left_out in (
+        "backbone.normed.parametrizations.weight (ParametrizationList)",
+        "backbone.grouped (Conv1d)",
+        "backbone.recurrent (GRU)",
+        "backbone.attention (MultiheadAttention)",
+    ):
+        assert left_out in message
+    assert "plain" not in message
+    assert "padded" not in message
+    # 20 + 16 + 48 elements of the weights of the plain, projecting and padded layers.
+    total = sum(parameter.numel() for parameter in module.shared_parameters())
+    assert f"{84 / total:.0%} of the shared parameters" in message
+
+
+@pytest.mark.filterwarnings("error:Teleports take steps")
+def test_the_level_set_search_reaches_them_all() -> None:
+    callback = teleporter()
+    fit(OddLayers(), make_batches(4), callbacks=[callback])
+    assert any(report.accepted for report in callback.reports)
+
+
+def test_a_small_share_of_the_parameters_warns() -> None:
+    callback = teleporter(adapter=LoraConfig(r=2, target_modules=["backbone.2"]))
+    with pytest.warns(UserWarning, match="in 38% of the shared parameters"):
+        fit(Net(), make_batches(2), callbacks=[callback])
+
+
+def test_a_schedule_that_never_begins_warns() -> None:
+    with pytest.warns(UserWarning, match="`start_epoch=3` is never reached"):
+        fit(Net(), make_batches(2), callbacks=[teleporter(start_epoch=3)], max_epochs=3)
 
 
 def test_several_optimizers_are_refused() -> None:
@@ -322,10 +383,14 @@ def test_logs(tmp_path: Any) -> None:
     assert metrics["cost/conflict_share"] == 1.0
     assert metrics["cost/accepted"] == sum(report.accepted for report in second)
     assert metrics["cost/rejected"] == sum(not report.accepted for report in second)
-    last = [report for report in callback.reports if report.accepted][-1]
-    assert metrics["cost/drift"] == pytest.approx(last.drift)
-    assert metrics["cost/cosine_before"] == pytest.approx(min(last.cosines_before.values()))
-    assert metrics["cost/cosine_after"] == pytest.approx(min(last.cosines_after.values()))
+    accepted = [report for report in second if report.accepted]
+    assert len(accepted) >= 2
+    for name, values in {
+        "cost/drift": [report.drift for report in accepted],
+        "cost/cosine_before": [min(report.cosines_before.values()) for report in accepted],
+        "cost/cosine_after": [min(report.cosines_after.values()) for report in accepted],
+    }.items():
+        assert metrics[name] == pytest.approx(sum(values) / len(values))
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])

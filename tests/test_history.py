@@ -402,8 +402,10 @@ class Shift(Search):
         context.landscape.move_to(context.landscape.position() + self.moves[-1])
         yield
 
-    def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:
-        return
+    def reach(
+        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
+    ) -> Sequence[Parameter]:
+        return shared
 
 
 @dataclass

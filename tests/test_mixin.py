@@ -637,6 +637,13 @@ def test_gradients_that_were_never_aggregated_are_noticed():
         fit(Silent(UPGrad()), make_batches(2))
 
 
+def test_manual_optimization_is_refused():
+    module = Net(UPGrad())
+    module.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="needs automatic optimization"):
+        fit(module, make_batches(2))
+
+
 # --- State -----------------------------------------------------------------------------------------------------------
 
 

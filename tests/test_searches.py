@@ -370,25 +370,25 @@ def test_level_set_search_refuses_adapters_that_are_not_lora() -> None:
     shared = module.shared_parameters()
     for adapter in (LoHaConfig(r=2), LoKrConfig(r=2)):
         with pytest.raises(ValueError, match=f"`adapter` must be a peft.LoraConfig .* got {type(adapter).__name__}"):
-            LevelSetSearch().check(module.shared_modules(), shared, adapter)
-        LevelSetSearch(full_rank=True).check(module.shared_modules(), shared, adapter)
+            LevelSetSearch().reach(module.shared_modules(), shared, adapter)
+        LevelSetSearch(full_rank=True).reach(module.shared_modules(), shared, adapter)
 
 
 @pytest.mark.parametrize("search", [LevelSetSearch(), PenaltySearch()])
 def test_searches_refuse_adapters_that_reach_nothing(search: Any) -> None:
     module = mlp_problem()
     shared = module.shared_parameters()
-    search.check(module.shared_modules(), shared, LoraConfig(r=2))
+    search.reach(module.shared_modules(), shared, LoraConfig(r=2))
     with pytest.raises(ValueError, match=r"`adapter` \(LoraConfig, target_modules={'7'}\) reaches no weight"):
-        search.check(module.shared_modules(), shared, LoraConfig(r=2, target_modules=["7"]))
+        search.reach(module.shared_modules(), shared, LoraConfig(r=2, target_modules=["7"]))
 
 
 def test_penalty_search_does_not_reach_recurrent_weights_and_the_level_set_does() -> None:
     module = Problem(nn.GRU(5, 4, batch_first=True), 4)
     shared = module.shared_parameters()
-    LevelSetSearch().check(module.shared_modules(), shared, LoraConfig(r=2))
+    LevelSetSearch().reach(module.shared_modules(), shared, LoraConfig(r=2))
     with pytest.raises(ValueError, match="reaches no weight of the shared modules"):
-        PenaltySearch().check(module.shared_modules(), shared, LoraConfig(r=2))
+        PenaltySearch().reach(module.shared_modules(), shared, LoraConfig(r=2))
 
 
 # --------------------------------------------------------------------------------------------------------------- Eq. 11
@@ -620,7 +620,7 @@ def test_bad_arguments_are_refused(kind: Any, name: str, values: list[Any]) -> N
 def test_other_adapters_are_no_weight_changes() -> None:
     module = mlp_problem()
     with pytest.raises(ValueError, match=r"must be a peft\.LoraConfig"):
-        LevelSetSearch().check(module.shared_modules(), module.shared_parameters(), IA3Config())
+        LevelSetSearch().reach(module.shared_modules(), module.shared_parameters(), IA3Config())
 
 
 def test_task_gradients_may_be_given_number_by_number() -> None:

@@ -57,5 +57,11 @@ class Search(ABC):
         """
 
     @abstractmethod
-    def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:
-        """Raise a ``ValueError`` if the adapter cannot change any shared parameter."""
+    def reach(
+        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
+    ) -> Sequence[Parameter]:
+        """The shared parameters that the search can take a step in, at least one.
+
+        Raises:
+            ValueError: If the search cannot work with the adapter, or if it reaches none.
+        """

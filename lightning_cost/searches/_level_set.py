@@ -98,16 +98,20 @@ class LevelSetSearch(Search):
             reach *= self.shrink
 
     @override
-    def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:
+    def reach(
+        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
+    ) -> Sequence[Parameter]:
         if self.full_rank:
-            return
+            return shared
         if not isinstance(adapter, LoraConfig):
             raise ValueError(
                 "`adapter` must be a peft.LoraConfig for the level set search, whose adapter is the best approximation"
                 f" of a given rank; got {type(adapter).__name__}. Use `search='penalty'` with it."
             )
-        if not matrix_parameters(modules, shared, adapter):
+        reached = matrix_parameters(modules, shared, adapter)
+        if not reached:
             raise ValueError(unreachable_message(adapter))
+        return reached
 
     def __repr__(self) -> str:
         return (

@@ -114,9 +114,13 @@ class PenaltySearch(Search):
         return gradient.sub_(ascent, alpha=self.gamma)
 
     @override
-    def check(self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig) -> None:
-        if not reachable_layers(modules, shared, adapter):
+    def reach(
+        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
+    ) -> Sequence[Parameter]:
+        layers = reachable_layers(modules, shared, adapter)
+        if not layers:
             raise ValueError(unreachable_message(adapter))
+        return [dict(layer.named_parameters(recurse=False))["weight"] for layer in layers]
 
     def __repr__(self) -> str:
         return (
