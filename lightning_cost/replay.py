@@ -103,12 +103,12 @@ def _silent_logging(module: nn.Module) -> Iterator[None]:
         return None
 
     names = [name for name in ("log", "log_dict") if name not in module.__dict__]
-    object.__setattr__(module, "_replaying", True)
-    for name in names:
-        object.__setattr__(module, name, ignore)
     try:
+        object.__setattr__(module, "_replaying", True)
+        for name in names:
+            object.__setattr__(module, name, ignore)
         yield
     finally:
         object.__setattr__(module, "_replaying", False)
         for name in names:
-            object.__delattr__(module, name)
+            module.__dict__.pop(name, None)

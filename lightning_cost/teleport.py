@@ -95,6 +95,7 @@ class Outcome:
         end: The same where the landscape is now.
         sigma: Cosine of the move with the gradient before it (Eq. 12).
         update: Task gradients of the update's batches where the landscape is now; ``None`` without a move.
+        undo: Goes back to where the teleport started.
     """
 
     accepted: bool
@@ -103,6 +104,7 @@ class Outcome:
     end: Point
     sigma: float
     update: GradientBuffer | None
+    undo: Callable[[], None]
 
 
 class Teleporter:
@@ -158,8 +160,19 @@ class Teleporter:
         origin, grads = landscape.position(), landscape.grads()
         self.trace = []
         taken: list[GradientBuffer] = []
+
+        def go_back() -> None:
+            landscape.go_back(origin, grads)
+
+        def refused(reason: str) -> Outcome:
+            go_back()
+            return Outcome(False, reason, point, point, 0.0, None, go_back)
+
         try:
-            start = self._start(landscape, origin, known, taken)
+            point, buffer = (known, None) if known is not None else self._evaluate(landscape, taken)
+            if not (bool(torch.isfinite(point.losses).all()) and point.gradients.is_finite):
+                return refused("a loss or gradient is not finite where the teleport starts")
+            start = self._start(landscape, origin, point, buffer)
             reached, reason = start, "the objective has no direction on the level set"
             for _ in range(self.search.rounds):
                 context = SearchContext(
@@ -177,20 +190,22 @@ class Teleporter:
                     break
                 reached = place
             if reached is start:
-                landscape.go_back(origin, grads)
-                return Outcome(False, reason, start.point, start.point, 0.0, None)
+                return refused(reason)
             landscape.go_back(reached.position, reached.grads)
             buffer = reached.buffer
             if update is not landscape:
                 buffer = self._take(taken)
                 buffer.restart(reached.point.gradients, reached.point.losses.tolist())
-                update.point(buffer)
+                new = update.point(buffer)
+                assert new is not None
+                if not (new.gradients.is_finite and grads_are_finite(update.module)):
+                    return refused("a gradient of the update is not finite")
             assert buffer is not None
             taken.remove(buffer)
             sigma = trajectory_similarity(reached.position - origin, start.point.gradients.mean)
-            return Outcome(True, "accepted", start.point, reached.point, sigma, buffer)
+            return Outcome(True, "accepted", start.point, reached.point, sigma, buffer, go_back)
         except BaseException:
-            landscape.go_back(origin, grads)
+            go_back()
             raise
         finally:
             self._spares += taken
@@ -199,13 +214,14 @@ class Teleporter:
         """Take back a buffer that is no longer needed."""
         self._spares.append(buffer)
 
-    def _start(self, landscape: Landscape, position: Tensor, known: Point | None, taken: list[GradientBuffer]) -> Place:
-        point, buffer = known, None
-        if point is None:
-            buffer = self._take(taken)
-            buffer.restart()
-            point = landscape.point(buffer)
-            assert point is not None
+    def _evaluate(self, landscape: Landscape, taken: list[GradientBuffer]) -> tuple[Point, GradientBuffer]:
+        buffer = self._take(taken)
+        buffer.restart()
+        point = landscape.point(buffer)
+        assert point is not None
+        return point, buffer
+
+    def _start(self, landscape: Landscape, position: Tensor, point: Point, buffer: GradientBuffer | None) -> Place:
         self.objective.begin(landscape, point)
         value = self.objective.value(landscape, point)
         self._record("start", losses=point.losses, drift=0.0, objective=value)

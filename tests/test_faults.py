@@ -1,45 +1,217 @@
-"""Rule 6: whatever happens in the middle of a teleport, the module is as it was."""
+"""Rule 6: whatever happens in the middle of a teleport, everything is as it was."""
 
 from __future__ import annotations
 
+import copy
 import math
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchjd.aggregation import UPGrad
 
-from lightning_cost import ConflictAlignment, LevelSetSearch, PenaltySearch, SampledSharpness
+import lightning_cost
+from lightning_cost import (
+    ConflictAlignment,
+    LevelSetSearch,
+    PenaltySearch,
+    RandomDirection,
+    SampledSharpness,
+    SymmetryTeleportCallback,
+    TaskGradients,
+)
 from lightning_cost.adapters import PeftAdapter
 from lightning_cost.landscape import Landscape
-from tests.helpers import fit, make_batches
-from tests.teleporting import NoisyNet, assert_same, snapshot, teleporter
+from tests.helpers import Net, fit, make_batches
+from tests.teleporting import NoisyNet, always, assert_same, final_state, snapshot, teleporter
 
-SEARCHES = {
-    "level set": {},
-    "level set, 3 steps": {"search": LevelSetSearch(steps=3)},
+STRUCK_STEP = 3
+
+Place = tuple[str, str, str]
+
+
+def everything(trainer: L.Trainer, module: Any) -> dict[str, Any]:
+    """What a teleport that ended in a fault must leave to the bit."""
+    gradients = module.task_gradients
+    return {
+        **snapshot(module),
+        "grad identities": [id(parameter.grad) for parameter in module.parameters()],
+        "plain attributes": {
+            f"{path}.{name}": value
+            for path, owner in module.named_modules()
+            for name, value in vars(owner).items()
+            if isinstance(value, (bool, int, float, str, type(None)))
+        },
+        "task gradients": None if gradients is None else gradients.matrix.clone(),
+        "optimizer": copy.deepcopy([optimizer.state_dict() for optimizer in trainer.optimizers]),
+        "grad mode": torch.is_grad_enabled(),
+        # As bytes: thousands of numbers take most of the time to compare.
+        "random": [torch.get_rng_state(), repr(random.getstate()), np.random.get_state()[1].tobytes()],  # noqa: NPY002
+    }
+
+
+class Fault:
+    """Raises an error at a place that a teleport passes: where a function is entered, or where it returns.
+
+    Functions are those of the package, and those that it calls to evaluate and differentiate. Without a place it only
+    takes down which there are, from the start of the search until the teleport is final.
+    """
+
+    package = str(Path(lightning_cost.__file__).parent)
+    others = (
+        NoisyNet.task_losses,
+        torch.autograd.grad,
+        torch.Tensor.backward,
+        torch.optim.Adam.step,
+        PeftAdapter.__init__,
+    )
+    # Python swallows what is raised where it finalizes a generator; the rest only looks at something.
+    ignored = frozenset(
+        {
+            "<genexpr>",
+            "<listcomp>",
+            "candidates",
+            "views",
+            "columns",
+            "num_elements",
+            "row_dtype",
+            "gradients",
+            "shared",
+        }
+    )
+    codes: frozenset[CodeType] = frozenset(function.__code__ for function in others)
+
+    def __init__(self, at: Place | None = None, error: BaseException | None = None) -> None:
+        self.at = at
+        self.error = error
+        self.places: dict[Place, None] = {}
+        self.searching = False
+
+    def __enter__(self) -> Fault:
+        self._previous = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        sys.settrace(self._previous)
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not (frame.f_code.co_filename.startswith(self.package) or frame.f_code in self.codes):
+            return None
+        frame.f_trace_lines = False
+        self._pass("enter", frame)
+        return self._leave
+
+    def _leave(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "return":
+            self._pass("leave", frame)
+        return self._leave
+
+    def _pass(self, what: str, frame: FrameType) -> None:
+        name = frame.f_code.co_name
+        self.searching = (self.searching or name == "run") and name != "arm"
+        if not self.searching or name in self.ignored:
+            return
+        caller = frame.f_back
+        while caller is not None and not caller.f_code.co_filename.startswith(self.package):
+            caller = caller.f_back
+        place = what, name, caller.f_code.co_name if caller is not None else ""
+        self.places.setdefault(place)
+        # Python stops following calls once this has raised.
+        if self.error is not None and place == self.at:
+            raise self.error
+
+
+def protected(place: Place) -> bool:
+    """What undoes things on the way out cannot undo a fault of its own."""
+    return {"preserved_rng", "_silent_logging", "without_trace"}.isdisjoint(place) and place[:2] != ("leave", "run")
+
+
+class Battered(SymmetryTeleportCallback):
+    """Tries the teleport of one step again and again, each time with a fault at another place, and at last without."""
+
+    faults: list[Fault]
+    passed: dict[Place, None]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step != STRUCK_STEP:
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            return
+        due, generator = self._due, self._generator.get_state()
+        before = everything(trainer, pl_module)
+        for fault in self.faults:
+            assert fault.error is not None
+            count = len(self.reports)
+            with pytest.raises(type(fault.error)) as caught, fault:
+                super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            assert caught.value is fault.error
+            assert_same(everything(trainer, pl_module), before, f"{fault.at}: ")
+            (report,) = self.reports[count:]
+            assert not report.accepted
+            assert report.reason == f"{type(fault.error).__name__}: {fault.error}"
+            assert report.losses_after == report.losses_before
+            self._due = due
+            self._generator.set_state(generator)
+        with Fault() as watch:
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self.passed = watch.places
+
+
+def battered(settings: dict[str, Any], faults: list[Fault]) -> tuple[Battered, dict[str, Any]]:
+    callback = Battered(trigger=always, start_epoch=0, **settings)
+    callback.faults = faults
+    torch.manual_seed(0)
+    module = NoisyNet(UPGrad())
+    module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
+    trainer = fit(module, make_batches(5), callbacks=[callback])
+    return callback, final_state(module, trainer)
+
+
+BATTERED = {
+    "level set, 2 batches": {"num_batches": 2},
     "level set, double backward": {"objective": ConflictAlignment(derivative="double_backward")},
-    "level set, 3 batches": {"num_batches": 3},
-    "penalty": {"search": PenaltySearch(steps=3, lr=1e-2)},
-    "penalty, sharpness": {"search": PenaltySearch(steps=2, lr=1e-2), "objective": SampledSharpness(samples=2)},
+    "penalty, sharpness, 2 batches": {
+        "search": PenaltySearch(steps=1, lr=1e-2),
+        "objective": SampledSharpness(samples=1),
+        "num_batches": 2,
+    },
 }
+
+
+@pytest.mark.parametrize("settings", BATTERED.values(), ids=BATTERED)
+def test_a_fault_in_any_part_leaves_everything_as_it_was(settings: dict[str, Any]) -> None:
+    undisturbed, expected = battered(settings, [])
+    assert undisturbed.reports[STRUCK_STEP].accepted
+    faults = [Fault(place, RuntimeError("fault")) for place in undisturbed.passed if protected(place)]
+    assert len(faults) > 100
+    _, state = battered(settings, faults)
+    assert_same(state, expected)
 
 
 class FragileNet(NoisyNet):
     """Fails, or has losses that are not finite, at the n-th evaluation of the losses within a teleport."""
 
-    def __init__(self, fault: Any, evaluation: int) -> None:
+    def __init__(self, fault: BaseException | float, evaluation: int) -> None:
         super().__init__(UPGrad())
+        self.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
         self.fault = fault
         self.countdown = evaluation
-        self.teleporting = False
         self.struck = False
 
     def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         losses = super().task_losses(batch, batch_idx)
-        if self.teleporting and not self.struck:
+        if self.replaying and self.trainer.global_step >= STRUCK_STEP and not self.struck:
             self.countdown -= 1
             if self.countdown == 0:
                 self.struck = True
@@ -49,108 +221,156 @@ class FragileNet(NoisyNet):
         return losses
 
 
-class Begin(L.Callback):
-    """Marks where teleports begin, from the third step on, and takes a snapshot of each beginning."""
+class Observer(L.Callback):
+    """Keeps what was there at the last optimizer step, and how it began."""
 
     def __init__(self) -> None:
-        self.before: dict[str, Any] = {}
+        self.states: dict[int, dict[str, Any]] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        pl_module.teleporting = trainer.global_step >= 2
-        self.before = snapshot(pl_module)
+        self.states[trainer.global_step] = everything(trainer, pl_module)
 
 
-class End(L.Callback):
-    """Marks where teleports end, and keeps what is there after the first one that was struck."""
-
-    def __init__(self, begin: Begin | None = None) -> None:
-        self.begin = begin
-        self.struck: tuple[int, dict[str, Any], dict[str, Any]] | None = None
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        if pl_module.struck and self.struck is None and self.begin is not None:
-            self.struck = trainer.global_step, self.begin.before, snapshot(pl_module)
-        pl_module.teleporting = False
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Lightning ignores further interrupts after the first."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
-@pytest.mark.parametrize("evaluation", range(1, 8))
-@pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
-def test_an_exception_leaves_everything_as_it_was(settings: dict[str, Any], evaluation: int) -> None:
-    module, begin = FragileNet(RuntimeError("out of memory"), evaluation), Begin()
-    callback = teleporter(**settings)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        fit(module, make_batches(12), callbacks=[begin, callback, End()])
-    assert_same(snapshot(module), begin.before)
-    assert not callback.reports[-1].accepted
-    assert callback.reports[-1].reason == "RuntimeError: out of memory"
-    module.teleporting = False
-    fit(module, make_batches(3), callbacks=[teleporter()])
+FAULTS = {
+    "error": (RuntimeError("fault"), RuntimeError),
+    "out of memory": (torch.OutOfMemoryError("fault"), torch.OutOfMemoryError),
+    "interrupt": (KeyboardInterrupt("fault"), (KeyboardInterrupt, SystemExit)),
+}
 
 
-def test_an_interrupt_leaves_everything_as_it_was() -> None:
-    module, begin = FragileNet(KeyboardInterrupt(), 3), Begin()
-    callback = teleporter()
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit(module, make_batches(6), callbacks=[begin, callback, End()])
-    assert_same(snapshot(module), begin.before)
-    assert callback.reports[-1].reason.startswith("KeyboardInterrupt")
-
-
-@pytest.mark.parametrize("evaluation", range(1, 6))
-@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
-@pytest.mark.parametrize("settings", [SEARCHES["level set"], SEARCHES["penalty"]], ids=["level set", "penalty"])
-def test_losses_that_are_not_finite_end_no_training(settings: dict[str, Any], fault: float, evaluation: int) -> None:
-    module = FragileNet(fault, evaluation)
-    callback = teleporter(**settings)
-    begin = Begin()
-    end = End(begin)
-    trainer = fit(module, make_batches(6), callbacks=[begin, callback, end])
-    assert trainer.global_step == 6
-    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
-    assert end.struck is not None
-    step, before, after = end.struck
-    report = callback.reports[step]
-    assert all(math.isfinite(value) for value in report.losses_after.values())
-    if report.accepted:
-        assert report.drift <= 0.02
-    else:
-        assert_same(after, before)
-
-
-STAGES = [
-    (Landscape, "move_to", {}),
-    (Landscape, "gradient", {}),
-    (Landscape, "point", {}),
-    (PeftAdapter, "__init__", {"search": PenaltySearch(steps=2, lr=1e-2)}),
-    (PeftAdapter, "change", {"search": PenaltySearch(steps=2, lr=1e-2)}),
-    (torch.optim.Adam, "step", {"search": PenaltySearch(steps=2, lr=1e-2)}),
-]
-
-
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize(("owner", "name", "settings"), STAGES, ids=[f"{o.__name__}.{n}" for o, n, _ in STAGES])
-def test_a_fault_in_any_part_leaves_everything_as_it_was(
-    owner: Any, name: str, settings: dict[str, Any], late: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("settings", "evaluation"), zip(BATTERED.values(), (4, 1, 7), strict=True), ids=BATTERED)
+@pytest.mark.parametrize(("fault", "raised"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.usefixtures("interruptible")
+def test_training_goes_on_after_a_fault(
+    fault: BaseException, raised: Any, settings: dict[str, Any], evaluation: int
 ) -> None:
-    """The part fails when it is entered, or when it has done its work."""
-    original = getattr(owner, name)
+    module, observer, callback = FragileNet(fault, evaluation), Observer(), teleporter(**settings)
+    with pytest.raises(raised):
+        fit(module, make_batches(20), callbacks=[observer, callback])
+    step, before = max(observer.states.items())
+    after = {**snapshot(module), "random": before["random"]}
+    # Lightning has freed the optimizer by now.
+    assert_same(after, {key: before[key] for key in after})
+    assert callback.reports[-1].step == step
+    assert not callback.reports[-1].accepted
+    assert callback.reports[-1].reason == f"{type(fault).__name__}: fault"
+    count = len(callback.reports)
+    trainer = fit(module, make_batches(5, seed=1), callbacks=[callback])
+    assert trainer.global_step == 5
+    assert len(callback.reports) == count + 5
+    assert any(report.accepted for report in callback.reports[count:])
 
-    def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Restoring the parameters must work, whatever failed before.
-        monkeypatch.setattr(owner, name, original)
-        if late:
-            original(self, *args, **kwargs)
-        raise RuntimeError("broken part")
 
-    class Sabotage(L.Callback):
-        def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-            self.before = snapshot(pl_module)
-            if trainer.global_step == 2:
-                monkeypatch.setattr(owner, name, failing)
+@pytest.mark.parametrize(
+    ("settings", "evaluations"),
+    [
+        ({}, 4),
+        ({"num_batches": 2}, 11),
+        ({"objective": RandomDirection(), "num_batches": 2}, 7),
+        (BATTERED["level set, double backward"], 3),
+        (BATTERED["penalty, sharpness, 2 batches"], 11),
+    ],
+)
+@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_refused(settings: dict[str, Any], evaluations: int, fault: float) -> None:
+    """Each evaluation of a teleport in its turn."""
+    refused = 0
+    batches = make_batches(STRUCK_STEP + 2)
+    for evaluation in range(1, evaluations + 1, 1 + (evaluations > 5)):
+        module, callback = FragileNet(fault, evaluation), teleporter(**settings)
+        before, after = Observer(), Observer()
+        trainer = fit(module, batches, callbacks=[before, callback, after])
+        assert trainer.global_step == len(batches)
+        assert module.struck
+        for report in callback.reports:
+            finite = all(map(math.isfinite, report.losses_after.values()))
+            assert finite or report.reason == "a loss or gradient is not finite where the teleport starts"
+            one, two = before.states[report.step], after.states[report.step]
+            if report.accepted:
+                assert report.drift <= 0.02
+                assert all(bool(torch.isfinite(grad).all()) for grad in two["grads"].values())
+                assert bool(torch.isfinite(two["task gradients"]).all())
+            else:
+                # The net counts down.
+                del one["plain attributes"], two["plain attributes"]
+                assert_same(two, one)
+                refused += 1
+        assert all(bool(torch.isfinite(value).all()) for value in module.state_dict().values())
+    assert refused
 
-    module, sabotage = NoisyNet(), Sabotage()
-    callback = teleporter(**settings)
-    with pytest.raises(RuntimeError, match="broken part"):
-        fit(module, make_batches(4), callbacks=[sabotage, callback])
-    assert_same(snapshot(module), sabotage.before)
-    assert callback.reports[-1].reason == "RuntimeError: broken part"
+
+def test_a_fault_in_the_trigger_leaves_everything_as_it_was() -> None:
+    """No teleport was tried, so that none is reported."""
+
+    def broken(gradients: TaskGradients) -> bool:
+        gradients.cosines.sum()
+        raise RuntimeError("fault")
+
+    module, observer, callback = NoisyNet(UPGrad()), Observer(), teleporter(trigger=broken)
+    with pytest.raises(RuntimeError, match="fault"):
+        fit(module, make_batches(4), callbacks=[observer, callback])
+    assert_same(snapshot(module)["parameters"], observer.states[0]["parameters"])
+    assert_same(snapshot(module)["buffers"], observer.states[0]["buffers"])
+    assert callback.reports == []
+    callback.trigger = always
+    fit(module, make_batches(4), callbacks=[callback])
+    assert [report.step for report in callback.reports] == [0, 1, 2, 3]
+
+
+class Broken(ConflictAlignment):
+    """Fails once, in a part of it, after the landscape has moved."""
+
+    def __init__(self, part: str, call: int) -> None:
+        super().__init__()
+        self.part, self.countdown = part, call
+
+    def strike(self, part: str, landscape: Landscape) -> None:
+        self.countdown -= part == self.part
+        if self.countdown == 0 and part == self.part:
+            landscape.move_by(landscape.standard_normal())
+            raise RuntimeError("fault")
+
+    def begin(self, landscape: Landscape, start: Any) -> None:
+        self.strike("begin", landscape)
+
+    def value(self, landscape: Landscape, point: Any) -> float:
+        self.strike("value", landscape)
+        return super().value(landscape, point)
+
+    def value_and_gradient(self, landscape: Landscape, point: Any) -> tuple[float, Tensor]:
+        self.strike("value_and_gradient", landscape)
+        return super().value_and_gradient(landscape, point)
+
+
+@pytest.mark.parametrize("search", [LevelSetSearch(), PenaltySearch(steps=2, lr=1e-2)], ids=["level set", "penalty"])
+@pytest.mark.parametrize(("part", "call"), [("begin", 1), ("value", 1), ("value", 2), ("value_and_gradient", 1)])
+def test_a_fault_in_an_objective_is_saved_as_it_was_before(part: str, call: int, search: Any, tmp_path: Any) -> None:
+    """The checkpoint that an exception leaves is from before the teleport, and training goes on from it."""
+    batches, callback, observer = (
+        make_batches(6),
+        teleporter(objective=Broken(part, call + 2), search=search),
+        Observer(),
+    )
+    saver = ModelCheckpoint(tmp_path, save_on_exception=True)
+    module = Net(UPGrad())
+    with pytest.raises(RuntimeError, match="fault"):
+        fit(module, batches, callbacks=[observer, callback, saver], enable_checkpointing=True)
+    (path,) = tmp_path.iterdir()
+    step, before = max(observer.states.items())
+    saved = torch.load(path, weights_only=True)
+    assert saved["global_step"] == step > 0
+    assert_same(dict(saved["state_dict"]), {**before["parameters"], **before["buffers"]})
+    assert_same(saved["optimizer_states"], before["optimizer"])
+    restored = teleporter(objective=Broken("", 0), search=search)
+    trainer = fit(Net(UPGrad()), batches, ckpt_path=path, callbacks=[restored])
+    assert trainer.global_step == 6
+    assert [report.reason for report in restored.reports if not report.accepted][:1] == ["RuntimeError: fault"]
+    assert any(report.accepted for report in restored.reports[step + 1 :])
