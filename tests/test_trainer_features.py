@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,13 @@ def test_after_a_teleport_grad_is_that_of_the_window_at_the_new_point(
     assert sum(report.accepted for report in teleport.reports) >= 8
 
 
-@searches
-@methods
-def test_an_incomplete_window_teleports_as_a_complete_one_and_steps_by_its_share(
-    method: Callable[[], Any], search: Callable[[], Any]
-) -> None:
+@pytest.mark.parametrize(
+    ("method", "search"),
+    [("None", "level set"), ("UPGrad", "level set"), ("FairGrad", "level set"), ("UPGrad", "penalty")],
+)
+def test_an_incomplete_window_teleports_as_a_complete_one_and_steps_by_its_share(method: str, search: str) -> None:
     def run(factor: int) -> tuple[Net, Any]:
-        module, teleport = Net(method()), teleporter(search=search())
+        module, teleport = Net(METHODS[method]()), teleporter(search=SEARCHES[search]())
         fit(module, make_batches(2), callbacks=[teleport], accumulate_grad_batches=factor)
         assert_all_accepted(teleport, 1)
         return module, teleport.reports[0]
@@ -121,7 +121,7 @@ def test_an_incomplete_window_teleports_as_a_complete_one_and_steps_by_its_share
     # The heads only: FairGrad is not linear in the gradients.
     complete, expected = run(factor=2)
     incomplete, report = run(factor=4)
-    start = values_of(Net(method()))
+    start = values_of(Net())
     for name in ("losses_before", "losses_after", "cosines_before", "cosines_after"):
         assert getattr(report, name) == pytest.approx(getattr(expected, name), abs=1e-5)
     assert report.drift == pytest.approx(expected.drift, abs=1e-5)
@@ -252,6 +252,12 @@ trainings = pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAINING
 both_orders = pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
 
 
+@cache
+def reference_run(training: Training, **settings: Any) -> tuple[Any, Trajectory]:
+    """A run that several tests compare theirs with."""
+    return training.run(**settings)
+
+
 def assert_equal_runs(one: Any, two: Any) -> None:
     (module, trajectory), (other, expected) = one, two
     assert len(trajectory.steps) == len(expected.steps) > 0
@@ -275,7 +281,6 @@ def assert_equal_runs(one: Any, two: Any) -> None:
         ({"overfit_batches": 2, "max_epochs": 3}, {"count": 2, "max_epochs": 3}),
         ({"fast_dev_run": 2}, {"max_steps": 2}),
         ({"make": Built}, {}),
-        ({"make": Built, "accumulate_grad_batches": 3}, {"accumulate_grad_batches": 3}),
     ],
     ids=[
         "detect_anomaly",
@@ -285,14 +290,13 @@ def assert_equal_runs(one: Any, two: Any) -> None:
         "overfit_batches",
         "fast_dev_run",
         "configure_model",
-        "configure_model, accumulated",
     ],
 )
-@trainings
+@pytest.mark.parametrize("training", ["teleports", "UPGrad"])
 def test_settings_that_must_not_matter_do_not(
-    training: Training, settings: dict[str, Any], reference: dict[str, Any]
+    training: str, settings: dict[str, Any], reference: dict[str, Any]
 ) -> None:
-    assert_equal_runs(training.run(**settings), training.run(**reference))
+    assert_equal_runs(TRAININGS[training].run(**settings), reference_run(TRAININGS[training], **reference))
 
 
 @trainings
@@ -442,8 +446,8 @@ def test_callbacks_that_watch_change_nothing(
     training = TRAININGS["UPGrad and teleports"]
     callback, settings = other(tmp_path)
     before, after = ([callback], []) if first else ([], [callback])
-    run = training.run(before=before, after=after, max_epochs=2, accumulate_grad_batches=3, **settings)
-    assert_equal_runs(run, training.run(max_epochs=2, accumulate_grad_batches=3))
+    run = training.run(before=before, after=after, accumulate_grad_batches=2, **settings)
+    assert_equal_runs(run, reference_run(training, accumulate_grad_batches=2))
 
 
 @both_orders
@@ -452,7 +456,7 @@ def test_early_stopping_stops_after_the_epoch(first: bool) -> None:
     stop = EarlyStopping("val/loss", stopping_threshold=1e9)
     before, after = ([stop], []) if first else ([], [stop])
     stopped = training.run(before=before, after=after, max_epochs=3, limit_val_batches=1.0)
-    assert_equal_runs(stopped, training.run(max_epochs=1))
+    assert_equal_runs(stopped, reference_run(training))
 
 
 @both_orders
@@ -496,7 +500,7 @@ def test_an_exponential_average_is_that_of_the_weights_after_the_steps(
     module, trajectory = TRAININGS[training].run(
         make=make, before=before, after=after, limit_val_batches=1.0, val_check_interval=2, **settings
     )
-    _, expected = TRAININGS[training].run(**settings)
+    _, expected = reference_run(TRAININGS[training], **settings)
     assert all(torch.equal(*pair) for pair in zip(trajectory.steps, expected.steps, strict=True))
     value = trajectory.steps[0]
     for step in trajectory.steps[1:]:
@@ -511,7 +515,7 @@ def test_stochastic_averages_are_those_of_the_weights_after_the_epochs(training:
     before, after = ([average], []) if first else ([], [average])
     # One epoch more renews the statistics of BatchNorm. Lightning ends it with the gradients of the step before.
     module, trajectory = training.run(before=before, after=after, max_epochs=3, idle=1)
-    _, expected = training.run(max_epochs=3)
+    _, expected = reference_run(training, max_epochs=3)
     *steps, last = trajectory.steps
     assert len(steps) == len(expected.steps)
     assert all(torch.equal(*pair) for pair in zip(steps, expected.steps, strict=True))
