@@ -249,7 +249,8 @@ def check_config(config: object) -> PeftConfig:
 def _named_submodules(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
     for prefix, root in modules:
         for name, module in root.named_modules():
-            yield (f"{prefix}.{name}" if name else prefix), module
+            # `torch.compile` puts a module around another, which is no part of the name that users gave.
+            yield ".".join([prefix, *(part for part in name.split(".") if part not in ("", "_orig_mod"))]), module
 
 
 def _is_target(config: PeftConfig, name: str, module: nn.Module) -> bool:
