@@ -200,6 +200,9 @@ class SymmetryTeleportCallback(Callback):
         """Refuse what is not supported before training starts."""
         if stage != "fit":
             return
+        # Epochs and batches of an earlier fit are not those of this one. A checkpoint is loaded after this.
+        self._epoch = _EpochCounts()
+        self._recent = []
         if not isinstance(pl_module, MultiTaskMixin):
             raise MisconfigurationException(
                 f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"

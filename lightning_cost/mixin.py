@@ -235,6 +235,8 @@ class MultiTaskMixin(LightningModule):
     @override
     def on_fit_start(self) -> None:
         """Refuse what is not supported, and prepare compiled code for several backward passes, before any runs."""
+        # An earlier fit may have ended in the middle of a step.
+        self._unused_since_step = None
         if not self.automatic_optimization:
             raise MisconfigurationException(
                 f"MultiTaskMixin needs automatic optimization; {type(self).__name__} sets"

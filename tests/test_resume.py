@@ -2,68 +2,161 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torchjd.aggregation import UPGrad
 
-from lightning_cost import ConflictAlignment, PenaltySearch, RandomDirection, SymmetryTeleportCallback
-from lightning_cost.searches import LevelSetSearch
-from tests.helpers import Net, PlainNet, make_batches, make_trainer
-from tests.teleporting import SaveAt, StatefulBatches, assert_same, final_state, teleporter, without_time
+from lightning_cost import SymmetryTeleportCallback
+from tests.helpers import Net, PlainNet, fit, make_batches, make_trainer
+from tests.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, RUNS, SaveAfter, run
+from tests.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
 
-BATCHES = 5
+# At the end of an epoch, in the middle of one, and where with 2 accumulated batches a step was just made: the
+# gradients of half a window are in no checkpoint of Lightning's.
+PLACES = (BATCHES, BATCHES + 2, 2 * BATCHES + 4)
 
-SETTINGS = {
-    "level set": {},
-    "random direction": {"objective": RandomDirection()},
-    "penalty, sharpness": {
-        "search": PenaltySearch(steps=3, lr=1e-2, gamma=10.0),
-        "objective": "sharpness",
-        "tolerance": None,
-    },
-    "3 batches": {"num_batches": 3},
-    "paper history": {"history": "paper"},
-    "2 an epoch": {"max_per_epoch": 2},
-    "every 2nd step": {"check_every_n_steps": 2},
-    "2 steps, double backward": {
-        "search": LevelSetSearch(steps=2),
-        "objective": ConflictAlignment(derivative="double_backward"),
-    },
-}
+Baseline = Callable[[str, str], tuple[Any, ...]]
 
 
-def run(method: Any, settings: dict[str, Any], extra: list[Any], ckpt_path: Any = None) -> tuple[Any, ...]:
-    torch.manual_seed(5)
-    module = Net(method() if method else None)
-    module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
-    callback = teleporter(**settings)
-    trainer = make_trainer(max_epochs=3, callbacks=[callback, *extra])
-    trainer.fit(module, StatefulBatches(make_batches(BATCHES)), ckpt_path=ckpt_path)
-    return module, trainer, callback
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+    """Each run once, with a checkpoint at each place."""
+    known: dict[tuple[str, str], tuple[Any, ...]] = {}
+
+    def get(name: str, method: str) -> tuple[Any, ...]:
+        if (name, method) not in known:
+            saver = SaveAfter(tmp_path_factory.mktemp("checkpoints"), PLACES)
+            known[name, method] = (*run(name, method, [saver]), saver)
+        return known[name, method]
+
+    return get
 
 
-@pytest.mark.parametrize("step", [BATCHES, BATCHES + 2, 2 * BATCHES + 1], ids="after step {}".format)
-@pytest.mark.parametrize("method", [None, UPGrad], ids=["LS", "UPGrad"])
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_resume(settings: dict[str, Any], method: Any, step: int, tmp_path: Any) -> None:
-    path = tmp_path / "interrupted.ckpt"
-    module, trainer, callback = run(method, settings, [SaveAt(path, step)])
-    assert sum(report.accepted for report in callback.reports) >= 3
-    resumed_module, resumed_trainer, resumed = run(method, settings, [], ckpt_path=path)
-    assert resumed_trainer.global_step == trainer.global_step == 3 * BATCHES
-    assert_same(final_state(resumed_module, resumed_trainer), final_state(module, trainer))
-    assert_same(without_time(resumed.reports), without_time(callback.reports, traced_from=step))
+def assert_equal_runs(resumed: Any, expected: Any, saved_step: int) -> None:
+    for part in (0, 1):
+        assert resumed[part] is not expected[part]
+    assert resumed[1].global_step == expected[1].global_step
+    assert_same(final_state(*resumed[:2]), final_state(*expected[:2]))
+    assert_same(without_time(resumed[2].reports), without_time(expected[2].reports, traced_from=saved_step))
 
 
-def test_the_checkpoint_is_plain_and_loads_without_the_mixin(tmp_path: Any) -> None:
-    path = tmp_path / "saved.ckpt"
-    _, _, callback = run(UPGrad, {"num_batches": 2}, [SaveAt(path, BATCHES + 1)])
-    checkpoint = torch.load(path, weights_only=True)
+@pytest.mark.parametrize("place", PLACES, ids="after batch {}".format)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", RUNS)
+def test_resume(name: str, method: str, place: int, uninterrupted: Baseline) -> None:
+    expected = uninterrupted(name, method)
+    path = expected[3].path(place)
+    step = torch.load(path, weights_only=True)["global_step"]
+    assert any(report.accepted for report in expected[2].reports if report.step < step)
+    # Where an epoch may have no more teleports than it had, the resumed run must not begin to count anew.
+    assert any(report.accepted for report in expected[2].reports[-2:])
+    assert_equal_runs(run(name, method, [], ckpt_path=path), expected, step)
+
+
+KILLED = ("level set", "penalty, sharpness", "accumulation, 3 batches")
+
+
+def test_resume_of_a_process_that_was_killed_after_a_teleport(tmp_path: Path, uninterrupted: Baseline) -> None:
+    place = BATCHES + 2
+    program = [sys.executable, "-m", "tests.resumed_run", str(tmp_path), str(place), *KILLED]
+    root = Path(__file__).parents[1]
+    subprocess.run(program, check=True, cwd=root, timeout=120, capture_output=True)
+    for name in KILLED:
+        path = tmp_path / name / f"after-{place}.ckpt"
+        step = torch.load(path, weights_only=True)["global_step"]
+        assert_equal_runs(run(name, "UPGrad", [], ckpt_path=path), uninterrupted(name, "UPGrad"), step)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_in_an_accumulation_window_does_what_lightning_does(method: str, tmp_path: Path) -> None:
+    """It goes on with the rest of the window alone, with and without the callback."""
+    place, states = BATCHES + 1, []
+    saver = SaveAfter(tmp_path, {place})
+    run("accumulation", method, [saver], trigger=never)
+    module, trainer, _ = run("accumulation", method, [], ckpt_path=saver.path(place), trigger=never)
+    states.append(final_state(module, trainer))
+    plain = Net(METHODS[method]() if METHODS[method] else None)
+    plain.make_optimizer = ADAM
+    trainer = make_trainer(max_epochs=EPOCHS, accumulate_grad_batches=2)
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        trainer.fit(plain, StatefulBatches(make_batches(BATCHES)), ckpt_path=saver.path(place))
+    states.append(final_state(plain, trainer))
+    assert_same(*states)
+    _, trainer, callback = run("accumulation", method, [], ckpt_path=saver.path(place))
+    assert trainer.global_step == EPOCHS * 3
+    assert any(report.accepted for report in callback.reports)
+    assert all(report.drift <= 0.02 for report in callback.reports)
+
+
+def test_the_checkpoint_is_plain(uninterrupted: Baseline) -> None:
+    _, _, callback, saver = uninterrupted("3 batches", "UPGrad")
+    checkpoint = torch.load(saver.path(BATCHES), weights_only=True)
     assert set(checkpoint["state_dict"]) == set(PlainNet().state_dict())
     PlainNet().load_state_dict(checkpoint["state_dict"])
     restored = SymmetryTeleportCallback()
     restored.load_state_dict(checkpoint["callbacks"][callback.state_key])
-    assert_same(without_time(restored.reports), without_time(callback.reports[: BATCHES + 1], traced_from=BATCHES + 1))
+    assert_same(without_time(restored.reports), without_time(callback.reports[:BATCHES], traced_from=BATCHES))
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("make", [(Net, PlainNet), (PlainNet, Net)], ids=["without the mixin", "with the mixin"])
+def test_a_run_goes_on_with_and_without_the_mixin(make: Any, tmp_path: Path) -> None:
+    """With the mean of the losses and no teleport they are the same run."""
+    first, second = make
+    saver = SaveAfter(tmp_path, {BATCHES + 2})
+
+    def trained(make: Any, ckpt_path: Any = None) -> dict[str, Any]:
+        module = make()
+        module.make_optimizer = ADAM
+        callbacks = [teleporter(trigger=never)] if make is Net else []
+        trainer = make_trainer(max_epochs=EPOCHS, callbacks=[*callbacks, saver])
+        trainer.fit(module, StatefulBatches(make_batches(BATCHES)), ckpt_path=ckpt_path)
+        return final_state(module, trainer)
+
+    expected = trained(first)
+    assert_same(trained(second, saver.path(BATCHES + 2)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_fit_without_the_callback_goes_on_after_one_that_failed_in_it(tmp_path: Path) -> None:
+    """The module remembers nothing of a step that was interrupted, at whatever step the next fit starts."""
+    saver = SaveAfter(tmp_path, {BATCHES})
+    reference, epochs = Net(UPGrad()), 2
+    trainer = make_trainer(max_epochs=epochs, callbacks=[saver])
+    trainer.fit(reference, StatefulBatches(make_batches(BATCHES)))
+
+    def broken(gradients: Any) -> bool:
+        raise RuntimeError("fault")
+
+    module = Net(UPGrad())
+    with pytest.raises(RuntimeError, match="fault"):
+        fit(module, make_batches(2), callbacks=[teleporter(trigger=broken)])
+    trainer = make_trainer(max_epochs=epochs)
+    trainer.fit(module, StatefulBatches(make_batches(BATCHES)), ckpt_path=saver.path(BATCHES))
+    assert_same(dict(module.state_dict()), dict(reference.state_dict()))
+
+
+def test_counts_of_an_epoch_belong_to_their_fit() -> None:
+    module, callback = Net(UPGrad()), teleporter(max_per_epoch=2)
+    for _ in range(2):
+        fit(module, make_batches(4), callbacks=[callback])
+    assert [report.step for report in callback.reports] == [0, 1, 0, 1]
+
+
+def test_recent_batches_belong_to_their_fit() -> None:
+    """What a level set holds is the training data, not that of a fit before it."""
+    states = []
+    for fresh in (False, True):
+        module, callback = Net(UPGrad()), teleporter(num_batches=3)
+        if not fresh:
+            fit(Net(UPGrad()), make_batches(4, seed=1), callbacks=[callback])
+        module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
+        states.append(final_state(module, fit(module, make_batches(4), callbacks=[callback])))
+    assert_same(*states)
