@@ -30,7 +30,7 @@ toy: $(STAMP) ## Draw trajectories on the two-parameter problem, with and withou
 	$(BIN)/python -m recipes.toy
 
 test: $(STAMP) ## Run the tests and the examples in the docstrings
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(STAMP) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -202,7 +202,8 @@ class SymmetryTeleportCallback(Callback):
             return
         # Epochs and batches of an earlier fit are not those of this one. A checkpoint is loaded after this.
         self._epoch = _EpochCounts()
-        self._recent = []
+        self._recent, self._recent_state = [], []
+        self._warned = False
         if not isinstance(pl_module, MultiTaskMixin):
             raise MisconfigurationException(
                 f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
@@ -244,8 +245,9 @@ class SymmetryTeleportCallback(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizer as it was."""
+        """Leave the optimizer as it was, and hold no memory."""
         self._remove_hook()
+        self._teleporter.clear()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -254,6 +256,7 @@ class SymmetryTeleportCallback(Callback):
         # Not in `on_train_epoch_start`, which Lightning skips for the epoch after a checkpoint of its last batch.
         if self._epoch.epoch != trainer.current_epoch:
             self._epoch = _EpochCounts(epoch=trainer.current_epoch)
+            self._due = None
         if self._due is None:
             self._due = self.should_check(trainer, pl_module)
             if type(self).should_check is not SymmetryTeleportCallback.should_check:
@@ -309,7 +312,9 @@ class SymmetryTeleportCallback(Callback):
             "reports": [asdict(replace(report, trace=[])) for report in self.reports],
             "epoch": asdict(self._epoch),
             "generator": self._generator.get_state(),
-            "recent": self._ranks.gather([record.state_dict() for record in self._recent]),
+            "recent": self._ranks.gather([record.state_dict() for record in self._recent])
+            if self.num_batches > 1
+            else [],
         }
 
     @override

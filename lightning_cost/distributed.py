@@ -14,6 +14,11 @@ from torch.nn import Parameter
 
 __all__: list[str] = []
 
+_APART = (
+    "{what}. Something that steers it differs between them: a trigger, objective or search of your own must not depend"
+    " on the rank or on global random numbers."
+)
+
 
 class Ranks:
     """Collectives over the processes of a data-parallel run; with a single process they do nothing.
@@ -47,11 +52,13 @@ class Ranks:
             dtype: What to send it as; ``None`` for its own.
         """
         if self.size > 1 and tensor.numel() > 0:
-            sent = tensor if dtype is None else tensor.to(dtype)
-            dist.all_reduce(sent)
-            if sent is not tensor:
+            if dtype is None or dtype == tensor.dtype:
+                dist.all_reduce(tensor)
+                tensor.div_(self.size)
+            else:
+                sent = (tensor / self.size).to(dtype)
+                dist.all_reduce(sent)
                 tensor.copy_(sent)
-            tensor.div_(self.size)
         return tensor
 
     def union(self, flags: Sequence[bool]) -> list[bool]:
@@ -75,6 +82,17 @@ class Ranks:
         """The decision of the first process."""
         return bool(self.first_(torch.tensor(int(decision), device=self.device))) if self.size > 1 else decision
 
+    def agree(self, decision: bool) -> bool:
+        """A decision that every process takes for itself, from the same numbers.
+
+        Raises:
+            RuntimeError: If they differ, on every process.
+        """
+        some, not_all = self.union([decision, not decision])
+        if some and not_all:
+            raise RuntimeError(_APART.format(what="Not all processes accept the same point"))
+        return decision
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every process, which is pickled."""
         if self.size == 1:
@@ -85,7 +103,9 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run something without collectives on every process: where it fails on one, it fails on all.
+        """Run something on every process: where it fails on one, it fails on all.
+
+        What runs must not communicate before it fails, as ``SyncBatchNorm`` does.
 
         Raises:
             RuntimeError: If it failed on another process, so that this one does not wait for it for ever.
@@ -129,14 +149,11 @@ class Ranks:
         """
         if self.size == 1:
             return
-        sums = torch.stack([tensor.detach().double().sum() for tensor in tensors])
+        sums = torch.stack([tensor.detach().sum(dtype=torch.float64) for tensor in tensors])
         extremes = torch.cat([sums, -sums])
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         high, low = extremes.chunk(2)
         different = int((high != -low).sum())
         if different:
-            raise RuntimeError(
-                f"{different} of {len(tensors)} shared parameters differ between the processes after a teleport."
-                " Something that steers it differs between them: a trigger, objective or search of your own must not"
-                " depend on the rank or on global random numbers."
-            )
+            what = f"{different} of {len(tensors)} shared parameters differ between the processes after a teleport"
+            raise RuntimeError(_APART.format(what=what))

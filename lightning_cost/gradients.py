@@ -304,7 +304,8 @@ class GradientBuffer:
             self._subtract_others(derived, loss_scale)
         self._gradients = TaskGradients(self._names, self._matrix)
         if derived is not None:
-            self._silence_rounding(derived)
+            dtypes = (self._matrix.dtype, self._matrix.dtype if sent_dtype is None else sent_dtype)
+            self._silence_rounding(derived, max(torch.finfo(dtype).eps for dtype in dtypes))
         return self._gradients
 
     def scale(self, factor: float) -> None:
@@ -334,9 +335,7 @@ class GradientBuffer:
                 differentiates every task.
             losses: The task losses that they belong to.
         """
-        self._open = False
-        self._gradients = None
-        self._derived = None
+        self.discard()
         self.rates = {}
         if expected is not None:
             self._learn(expected, losses)
@@ -397,12 +396,12 @@ class GradientBuffer:
             if weight != 1:
                 derived.div_(weight)
 
-    def _silence_rounding(self, index: int) -> None:
+    def _silence_rounding(self, index: int, eps: float) -> None:
         """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""
         assert self._matrix is not None
         assert self._gradients is not None
         norms = self._gradients.norms
-        if norms[index] <= 4 * len(norms) * torch.finfo(norms.dtype).eps * norms.max():
+        if norms[index] <= 4 * len(norms) * eps * norms.max():
             self._matrix[index].zero_()
             self._gradients = TaskGradients(self._names, self._matrix)
 

@@ -170,7 +170,7 @@ class MultiTaskMixin(LightningModule):
     def request_task_gradients(self) -> None:
         """Have the coming backward passes compute the task gradients, until the next optimizer step.
 
-        Call it before ``training_step``, for example in ``on_train_batch_start`` of a callback.
+        Call it before ``training_step``, for example in ``on_train_batch_start`` of a callback, and on every process.
         """
         keep_what_compiled_code_saves()
         self._requested = True
@@ -236,7 +236,12 @@ class MultiTaskMixin(LightningModule):
     def on_fit_start(self) -> None:
         """Refuse what is not supported, and prepare compiled code for several backward passes, before any runs."""
         # An earlier fit may have ended in the middle of a step.
-        self._unused_since_step = None
+        self.discard_step()
+        if self.reduce_dtype is not None and not getattr(self.reduce_dtype, "is_floating_point", False):
+            raise MisconfigurationException(
+                f"`reduce_dtype` of {type(self).__name__} must be a floating torch.dtype such as torch.bfloat16, or"
+                f" None; got {self.reduce_dtype!r}."
+            )
         if not self.automatic_optimization:
             raise MisconfigurationException(
                 f"MultiTaskMixin needs automatic optimization; {type(self).__name__} sets"
@@ -253,7 +258,12 @@ class MultiTaskMixin(LightningModule):
         """Compute, check and log the task losses; returns their scalarization. See :meth:`task_losses`."""
         self._check_gradients_were_used()
         # A validation step may call this one, in the middle of an accumulation window.
-        rng = RngState.capture() if self._recording and self.trainer.training else None
+        training = self._trainer is not None and self.trainer.training
+        if training and self.trainer.fit_loop.batch_idx % self.trainer.accumulate_grad_batches == 0:
+            # The window before may have been abandoned: a hook can end an epoch without an optimizer step.
+            self._recorded = []
+            self._gradient_buffer.discard()
+        rng = RngState.capture() if self._recording and training else None
         losses = self.evaluate_tasks(batch, batch_idx)
         # Gradient scalers expect losses that overflow, and skip the step.
         if self._trainer is None or gradient_scaler(self.trainer) is None:
@@ -289,9 +299,10 @@ class MultiTaskMixin(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
         if self._gradient_buffer.is_open:
+            # Not those of the buffer: without a backward of the last micro-batch they are not completed yet.
+            gradients = self.task_gradients
             self._gradient_buffer.close()
             method = getattr(self, "mtl_method", None)
-            gradients = self._gradient_buffer.gradients
             # Gradients that are not finite, which only a gradient scaler lets pass, are its reason to skip the step.
             if isinstance(method, Aggregator) and gradients is not None and gradients.is_finite:
                 shared = self._gradient_buffer.shared
@@ -386,7 +397,7 @@ class MultiTaskMixin(LightningModule):
                 kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
                 raise ValueError(f"The loss of task {name!r} must be a scalar tensor; got {kind}. Reduce it first.")
         if self._task_names is None:
-            self._task_names = tuple(losses)
+            self._task_names = self._common_names(tuple(losses))
         if set(losses) != set(self._task_names):
             missing = sorted(set(self._task_names) - set(losses))
             unknown = sorted(set(losses) - set(self._task_names))
@@ -399,6 +410,13 @@ class MultiTaskMixin(LightningModule):
         return {
             name: losses[name].float() if losses[name].dtype.itemsize < 4 else losses[name] for name in self._task_names
         }
+
+    def _common_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The names in the order of the first process: rows are averaged by their position."""
+        everywhere = [names] if self._trainer is None else Ranks.of(self).gather(names)
+        if any(set(others) != set(names) for others in everywhere):
+            raise ValueError(f"`task_losses` must return the same tasks on every process; got {everywhere}.")
+        return everywhere[0]
 
     def _check_gradients_were_used(self) -> None:
         stale = self._unused_since_step

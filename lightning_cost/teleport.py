@@ -210,6 +210,10 @@ class Teleporter:
         finally:
             self._spares += taken
 
+    def clear(self) -> None:
+        """Give up the buffers that are kept for the next teleport."""
+        self._spares = []
+
     def recycle(self, buffer: GradientBuffer) -> None:
         """Take back a buffer that is no longer needed."""
         self._spares.append(buffer)
@@ -250,7 +254,7 @@ class Teleporter:
                 refusal = self._objective_refusal(value, reached.value)
                 if not grads_are_finite(landscape.module):
                     refusal = "a gradient is not finite at the candidate"
-                if not refusal:
+                if landscape.ranks.agree(not refusal):
                     return Place(landscape.position(), point, landscape.grads(), value, buffer), "accepted"
             reason = refusal
         return None, reason

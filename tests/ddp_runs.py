@@ -18,7 +18,7 @@ from torchjd.aggregation import UPGrad
 
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
 from lightning_cost.landscape import Landscape, Point
-from lightning_cost.objectives import RandomDirection
+from lightning_cost.objectives import ConflictAlignment, RandomDirection
 from tests.helpers import Batch, Net, fit, make_batches, make_mlp, make_trainer
 from tests.teleporting import SaveAt, StatefulBatches, teleporter
 
@@ -180,6 +180,29 @@ def fires_on_first_rank_only(gradients: TaskGradients) -> bool:
 class ChecksOnFirstRank(SymmetryTeleportCallback):
     def should_check(self, trainer: L.Trainer, pl_module: Any) -> bool:
         return dist.get_rank() == 0 and trainer.global_step % 5 == 0
+
+
+class OrderNet(Net):
+    """The second rank returns its tasks in another order."""
+
+    def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        losses = super().task_losses(batch, batch_idx)
+        if dist.is_initialized() and dist.get_rank() == 1:
+            return dict(reversed(losses.items()))
+        return losses
+
+
+class OtherTasksNet(Net):
+    def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        losses = super().task_losses(batch, batch_idx)
+        return {f"{name}{dist.get_rank()}": loss for name, loss in losses.items()}
+
+
+class RankValue(ConflictAlignment):
+    """Lets one rank accept what the other refuses."""
+
+    def value(self, landscape: Landscape, point: Point) -> float:
+        return super().value(landscape, point) * (1 if dist.get_rank() == 0 else -1)
 
 
 class RankDirection(RandomDirection):

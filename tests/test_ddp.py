@@ -17,7 +17,10 @@ from tests.ddp_runs import (
     BranchNet,
     ChecksOnFirstRank,
     NormNet,
+    OrderNet,
+    OtherTasksNet,
     RankDirection,
+    RankValue,
     Run,
     alone,
     fires_on_first_rank_only,
@@ -125,6 +128,19 @@ def test_the_first_rank_decides_for_all(ranks: RankPool) -> None:
         assert (len(result["reports"]) == 4) == fires
     callback = partial(ChecksOnFirstRank, trigger=fires_on_first_rank_only, start_epoch=0)
     assert len(assert_ranks_agree(ranks.run(train, Run(UPGrad, callback=callback)))["reports"]) == 4
+
+
+def test_the_order_of_the_tasks_is_that_of_the_first_rank(ranks: RankPool) -> None:
+    ordered, other = (assert_ranks_agree(ranks.run(train, Run(UPGrad, net))) for net in (Net, OrderNet))
+    assert_same(other["parameters"], ordered["parameters"])
+    for outcome in ranks.outcomes(train, Run(UPGrad, OtherTasksNet)):
+        assert "must return the same tasks on every process" in outcome.message
+
+
+def test_ranks_that_disagree_about_a_point_are_noticed(ranks: RankPool) -> None:
+    callback = partial(teleporter, objective=RankValue())
+    for outcome in ranks.outcomes(train, Run(UPGrad, callback=callback)):
+        assert "Not all processes accept the same point" in outcome.message
 
 
 def test_ranks_that_move_apart_are_noticed(ranks: RankPool) -> None:

@@ -637,6 +637,52 @@ def test_gradients_that_were_never_aggregated_are_noticed():
         fit(Silent(UPGrad()), make_batches(2))
 
 
+class EverySecondStep(Net):
+    """Skips the last micro-batch of each window of two."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx % 2 else loss
+
+
+def test_a_window_whose_last_batch_is_skipped_is_aggregated():
+    batches = make_batches(8)
+    skipping, halved = EverySecondStep(UPGrad()), Net(UPGrad())
+    halved.scales = dict.fromkeys(TASKS, 0.5)
+    fit(skipping, batches, accumulate_grad_batches=2)
+    fit(halved, batches[::2])
+    assert_same_parameters(skipping, halved, atol=1e-6)
+
+
+class EndsEpochsEarly(Net):
+    """After five batches, in the middle of a window of four."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.record_batches()
+        return -1 if batch_idx == 5 else None
+
+
+class Windows(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append([record.batch_idx for record in pl_module.recorded_batches])
+
+
+def test_an_abandoned_window_does_not_leak_into_the_next():
+    windows = Windows()
+    fit(EndsEpochsEarly(UPGrad()), make_batches(8), callbacks=[windows], accumulate_grad_batches=4, max_epochs=2)
+    assert windows.seen == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_reduce_dtype_is_checked():
+    module = Net(UPGrad())
+    module.reduce_dtype = "bf16"
+    with pytest.raises(MisconfigurationException, match="`reduce_dtype` of Net must be a floating"):
+        fit(module, make_batches(1))
+
+
 def test_manual_optimization_is_refused():
     module = Net(UPGrad())
     module.automatic_optimization = False
