@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torchjd.aggregation import UPGrad
 
-from benchmarks.step import Base, Images, Mixin, Plain, quiet
+from benchmarks.step import Base, Images, Mixin, Plain, bare_trainer, quiet
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
 
 
@@ -62,26 +62,14 @@ def variants() -> dict[str, tuple[Base, Callable[[], list[L.Callback]]]]:
 class Share(Images):
     """Half a batch, so that two processes do the work of one of `benchmarks.step`."""
 
-    def __iter__(self) -> Any:
-        half: Callable[[Tensor], Tensor] = lambda batch: batch.chunk(2)[0]  # noqa: E731
-        return map(half, super().__iter__())
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch.chunk(2)[0] for batch in super().__iter__())
 
 
 def epoch(model: Base, callbacks: list[L.Callback], num_steps: int) -> list[float]:
     """Seconds of each step."""
     model.seconds = []
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=1,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = bare_trainer(devices=2, strategy="ddp", max_epochs=1, callbacks=callbacks, use_distributed_sampler=False)
     trainer.fit(model, torch.utils.data.DataLoader(Share(num_steps), batch_size=None))
     return model.seconds
 

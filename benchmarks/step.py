@@ -116,19 +116,25 @@ class Images(torch.utils.data.IterableDataset[Tensor]):
 def train(model: Base, num_steps: int) -> list[float]:
     """Seconds of each step but the first, which allocates."""
     model.seconds = []
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare_trainer(max_epochs=1)
     trainer.fit(model, torch.utils.data.DataLoader(Images(num_steps), batch_size=None))
     return model.seconds[1:]
 
 
+def bare_trainer(**settings: Any) -> L.Trainer:
+    """A Trainer on the CPU that does nothing but train."""
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+
+
 def quiet(threads: int) -> None:
+    """Take so many threads, and leave out what Lightning says of every Trainer."""
     torch.set_num_threads(threads)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

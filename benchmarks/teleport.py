@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.step import Images, Mixin
+from benchmarks.step import Images, Mixin, bare_trainer, quiet
 from lightning_cost import (
     ConflictAlignment,
     GradientNorm,
@@ -264,15 +262,7 @@ def resnet_cost(num_steps: int) -> str:
     """A line with the cost of the default teleport on ResNet-18 with three tasks."""
     cost = ResNetCost()
     torch.manual_seed(0)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=[cost],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare_trainer(max_epochs=1, callbacks=[cost])
     trainer.fit(Mixin(num_tasks=3), torch.utils.data.DataLoader(Images(num_steps), batch_size=None))
     seconds = statistics.median(row[0] for row in cost.rows)
     plain, with_rows = statistics.median(cost.reference.plain), statistics.median(cost.reference.task_gradients)
@@ -290,16 +280,7 @@ def collect(rows: list[Setting], seeds: int, events_per_seed: int) -> tuple[list
     for seed in range(seeds):
         study = EventStudy(rows, seed, events_per_seed, start=60, gap=40)
         L.seed_everything(seed, verbose=False)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_steps=6000,
-            callbacks=[study],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
+        trainer = bare_trainer(max_steps=6000, callbacks=[study], limit_val_batches=0)
         model = DigitsModel(tasks=("left", "right", "ink"))
         trainer.fit(model, datamodule=DigitsDataModule(ink=True, shuffle_seed=seed))
         studies.append(study)
@@ -366,9 +347,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("outputs/teleport.csv"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet(arguments.threads)
     events, studies = collect(settings(), arguments.seeds, arguments.events_per_seed)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with arguments.output.open("w", newline="") as file:

@@ -100,7 +100,7 @@ class TaskGradients:
         norms = gramian.diagonal().clamp_min(0).sqrt()
         return _safe_divide(gramian, norms[:, None] * norms[None, :]).to(self.matrix)
 
-    @property
+    @cached_property
     def is_finite(self) -> bool:
         """Whether the gradients of all tasks are finite."""
         return bool(torch.isfinite(self.gramian).all())

@@ -351,7 +351,7 @@ class MultiTaskMixin(LightningModule):
                 " task, so no multi-task method can weigh it: add it to the losses that `task_losses` returns."
             )
         # A communication hook may compress `.grad` on its way: what is left over is no row.
-        exact = getattr(self.trainer.strategy, "_ddp_comm_hook", None) is None
+        exact = not getattr(self.trainer.strategy.model, "_comm_hooks", ())
         self._gradient_buffer.add(
             losses.by_task,
             self.shared_parameters(),

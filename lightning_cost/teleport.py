@@ -252,7 +252,7 @@ class Teleporter:
                 value = self.objective.value(landscape, point)
                 self.trace[-1]["objective"] = value
                 refusal = self._objective_refusal(value, reached.value)
-                if not grads_are_finite(landscape.module):
+                if not refusal and not grads_are_finite(landscape.module):
                     refusal = "a gradient is not finite at the candidate"
                 if landscape.ranks.agree(not refusal):
                     return Place(landscape.position(), point, landscape.grads(), value, buffer), "accepted"

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.nn.functional import all_reduce
 from torchjd.aggregation import UPGrad
 
@@ -180,6 +181,19 @@ def fires_on_first_rank_only(gradients: TaskGradients) -> bool:
 class ChecksOnFirstRank(SymmetryTeleportCallback):
     def should_check(self, trainer: L.Trainer, pl_module: Any) -> bool:
         return dist.get_rank() == 0 and trainer.global_step % 5 == 0
+
+
+class Compressing(L.Callback):
+    """Registers the hook itself: Lightning's ``ddp_comm_hook`` works on GPUs only."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.strategy.model.register_comm_hook(None, bf16_compress_hook)
+
+
+class FrozenHeads(Net):
+    def __init__(self, mtl_method: Any = None) -> None:
+        super().__init__(mtl_method)
+        self.heads.requires_grad_(False)
 
 
 class OrderNet(Net):
