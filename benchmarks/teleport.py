@@ -281,8 +281,8 @@ def collect(rows: list[Setting], seeds: int, events_per_seed: int) -> tuple[list
         study = EventStudy(rows, seed, events_per_seed, start=60, gap=40)
         L.seed_everything(seed, verbose=False)
         trainer = bare_trainer(max_steps=6000, callbacks=[study], limit_val_batches=0)
-        model = DigitsModel(tasks=("left", "right", "ink"))
-        trainer.fit(model, datamodule=DigitsDataModule(ink=True, shuffle_seed=seed))
+        tasks = ("left", "right", "ink")
+        trainer.fit(DigitsModel(tasks), datamodule=DigitsDataModule(tasks=tasks, shuffle_seed=seed))
         studies.append(study)
     return [event for study in studies for event in study.events], studies
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -13,16 +11,12 @@ from recipes.digits.model import DigitsModel
 __all__ = ["DigitsCLI", "main"]
 
 
-def _has_ink(tasks: Sequence[str]) -> bool:
-    return "ink" in tasks
-
-
 class DigitsCLI(LightningCLI):
-    """LightningCLI in which the tasks of the model decide whether the data carry the ink target."""
+    """LightningCLI in which the tasks of the model decide which targets the data carry."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link `data.ink` to `model.tasks`."""
-        parser.link_arguments("model.tasks", "data.ink", compute_fn=_has_ink)
+        """Link `data.tasks` to `model.tasks`."""
+        parser.link_arguments("model.tasks", "data.tasks")
 
 
 def main(args: list[str] | None = None) -> DigitsCLI:

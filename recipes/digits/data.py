@@ -1,7 +1,8 @@
-"""Pairs of handwritten digits laid over each other, with one to three targets."""
+"""Pairs of handwritten digits laid over each other, with the targets of some tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import lightning as L
@@ -10,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from recipes.digits.loader import BatchSampler, TensorLoader
+from recipes.digits.tasks import Digits, chosen_tasks
 
 __all__ = ["DigitsDataModule", "make_pairs", "source_digits"]
 
@@ -25,7 +27,7 @@ def source_digits(split: Split) -> Tensor:
     return dict(zip(SPLIT_SIZES, order.split(list(SPLIT_SIZES.values())), strict=True))[split]
 
 
-def make_pairs(split: Split, num: int, seed: int = 0, ink: bool = False) -> dict[str, Tensor]:
+def make_pairs(split: Split, num: int, seed: int = 0, tasks: Sequence[str] = ("left", "right")) -> dict[str, Tensor]:
     """Draw pairs of digits, with replacement, and lay each pair over each other.
 
     The left digit fills the top left 8 x 8 pixels of a 12 x 12 canvas and the right digit the bottom right ones; where
@@ -35,35 +37,36 @@ def make_pairs(split: Split, num: int, seed: int = 0, ink: bool = False) -> dict
         split: Which source digits to draw from.
         num: Number of pairs.
         seed: Seed of the drawing; each split has its own stream.
-        ink: Also return the regression target.
+        tasks: Names of `TASKS`.
 
     Returns:
-        `image` (num, 1, 12, 12) in [0, 1]; `left` and `right` (num,), the classes; with `ink` also `ink` (num,): twice
-        the difference of the sums of the pixels, left minus right. Its variance of about 38 makes it a badly
-        scaled task on purpose.
+        `image` (num, 1, 12, 12) in [0, 1], and each task's target (num,).
+
+    Raises:
+        ValueError: If `tasks` is empty, names an unknown task, or one twice.
     """
+    chosen = chosen_tasks(tasks)
     digits = load_digits()
     images = torch.from_numpy(digits.images).float() / 16
     classes = torch.from_numpy(digits.target).long()
     rows = source_digits(split)
     generator = torch.Generator().manual_seed(3 * seed + 1 + list(SPLIT_SIZES).index(split))
-    left, right = (rows[torch.randint(len(rows), (num,), generator=generator)] for _ in range(2))
+    drawn = [rows[torch.randint(len(rows), (num,), generator=generator)] for _ in range(2)]
+    left, right = (Digits(images[side], classes[side]) for side in drawn)
 
     canvas = torch.zeros(2, num, CANVAS, CANVAS)
-    canvas[0, :, :DIGIT, :DIGIT] = images[left]
-    canvas[1, :, -DIGIT:, -DIGIT:] = images[right]
-    pairs = {"image": canvas.amax(0).unsqueeze(1), "left": classes[left], "right": classes[right]}
-    if ink:
-        pairs["ink"] = 2 * (images[left].sum((1, 2)) - images[right].sum((1, 2)))
-    return pairs
+    canvas[0, :, :DIGIT, :DIGIT] = left.images
+    canvas[1, :, -DIGIT:, -DIGIT:] = right.images
+    image = canvas.amax(0).unsqueeze(1)
+    return {"image": image} | {name: task.target(left, right) for name, task in chosen.items()}
 
 
 class DigitsDataModule(L.LightningDataModule):
-    """Overlaid digits; a batch is a dict of `image`, `left`, `right` and, if asked for, `ink`.
+    """Overlaid digits; a batch is a dict of `image` and the target of each task, by its name.
 
     Args:
         batch_size: Pairs per batch and process. An incomplete last training batch is dropped.
-        ink: Add the regression target.
+        tasks: Names of `TASKS`, at least those that the model is trained on.
         num_train: Number of training pairs.
         num_val: Number of validation pairs.
         num_test: Number of test pairs.
@@ -72,14 +75,14 @@ class DigitsDataModule(L.LightningDataModule):
             seed see the same batches.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range or names an unknown task.
     """
 
     def __init__(
         self,
         batch_size: int = 64,
         *,
-        ink: bool = False,
+        tasks: Sequence[str] = ("left", "right"),
         num_train: int = 4000,
         num_val: int = 1000,
         num_test: int = 2000,
@@ -96,13 +99,14 @@ class DigitsDataModule(L.LightningDataModule):
             raise ValueError(
                 f"num_train={num_train} must be at least batch_size={batch_size}: an incomplete batch is dropped."
             )
-        self.batch_size, self.ink, self.seed, self.shuffle_seed = batch_size, ink, seed, shuffle_seed
+        chosen_tasks(tasks)
+        self.batch_size, self.tasks, self.seed, self.shuffle_seed = batch_size, tuple(tasks), seed, shuffle_seed
         self.sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self.pairs: dict[Split, dict[str, Tensor]] = {}
 
     def setup(self, stage: str) -> None:
         """Draw the pairs of all splits; it takes milliseconds, whatever the stage needs."""
-        self.pairs = {split: make_pairs(split, num, self.seed, self.ink) for split, num in self.sizes.items()}
+        self.pairs = {split: make_pairs(split, num, self.seed, self.tasks) for split, num in self.sizes.items()}
 
     def train_dataloader(self) -> TensorLoader:
         """Shuffled training batches."""

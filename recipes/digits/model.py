@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchjd.aggregation import Aggregator
 from torchjd.scalarization import Scalarizer
@@ -15,12 +17,11 @@ from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_cost import MultiTaskMixin
+from recipes.digits.tasks import TASKS, Task, chosen_tasks
 
 __all__ = ["DigitsModel"]
 
-NUM_CLASSES = 10
-TASKS = ("left", "right", "ink")
-METRICS = {"left": "accuracy", "right": "accuracy", "ink": "mse"}
+METRICS = {name: task.metric for name, task in TASKS.items()}
 
 
 def _backbone(width: int) -> nn.Sequential:
@@ -37,20 +38,26 @@ def _backbone(width: int) -> nn.Sequential:
     )
 
 
-def _metric(task: str) -> Metric:
-    return MeanSquaredError() if task == "ink" else MulticlassAccuracy(NUM_CLASSES, average="micro")
+def _is_regression(name: str) -> bool:
+    return TASKS[name].num_classes is None
+
+
+def _metric(task: Task) -> Metric:
+    return MeanSquaredError() if task.num_classes is None else MulticlassAccuracy(task.num_classes, average="micro")
 
 
 class DigitsModel(MultiTaskMixin, L.LightningModule):
-    """Reads both digits of an overlaid pair and, optionally, their difference of ink.
+    """Reads the two digits of an overlaid pair, or whatever `TASKS` has to ask about them.
 
     Args:
-        tasks: Some of `left`, `right` and `ink`. One alone gives a single-task baseline.
+        tasks: Names of `TASKS`. One alone gives a single-task baseline.
         width: Features that the backbone hands to the heads. 64 is comfortable for two digits, 16 is narrow.
         loss_weights: Task to the positive factor of its loss; 1 where a task is missing.
         mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None for the mean of
             the losses.
         lr: Learning rate of Adam.
+        lr_milestones: Epochs, in increasing order, before which the learning rate is multiplied by `lr_factor`.
+        lr_factor: The positive factor.
 
     Raises:
         ValueError: If an argument is out of range or names an unknown task.
@@ -65,10 +72,11 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
         loss_weights: Mapping[str, float] | None = None,
         mtl_method: Aggregator | Scalarizer | None = None,
         lr: float = 1e-3,
+        lr_milestones: Sequence[int] = (),
+        lr_factor: float = 0.1,
     ) -> None:
         super().__init__()
-        if not tasks or len(set(tasks)) != len(tasks) or not set(tasks) <= set(TASKS):
-            raise ValueError(f"tasks={tasks!r} must name one or more of {TASKS}, each once.")
+        chosen = chosen_tasks(tasks)
         if width < 1:
             raise ValueError(f"width={width} must be at least 1.")
         for task, weight in (loss_weights or {}).items():
@@ -76,15 +84,19 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
                 raise ValueError(f"loss_weights names {task!r}, which is not among the tasks {tuple(tasks)}.")
             if not 0 < weight < math.inf:
                 raise ValueError(f"loss_weights[{task!r}]={weight} must be positive and finite.")
+        if any(later <= earlier for earlier, later in pairwise((0, *lr_milestones))):
+            raise ValueError(f"lr_milestones={lr_milestones!r} must be epochs from 1 on, in increasing order.")
+        if not 0 < lr_factor < math.inf:
+            raise ValueError(f"lr_factor={lr_factor} must be positive and finite.")
         self.save_hyperparameters(ignore="mtl_method")
         self.mtl_method = mtl_method
-        self.lr = lr
+        self.lr, self.lr_milestones, self.lr_factor = lr, tuple(lr_milestones), lr_factor
         self.loss_weights = dict.fromkeys(tasks, 1.0) | dict(loss_weights or {})
         # On CPUs, pooling is several times faster in this layout, and it is half of the work.
         self.backbone = _backbone(width).to(memory_format=torch.channels_last)
-        self.heads = nn.ModuleDict({task: nn.Linear(width, 1 if task == "ink" else NUM_CLASSES) for task in tasks})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, task.num_outputs) for name, task in chosen.items()})
         self.metrics = nn.ModuleDict(
-            {stage: nn.ModuleDict({task: _metric(task) for task in tasks}) for stage in ("val", "test")}
+            {stage: nn.ModuleDict({name: _metric(task) for name, task in chosen.items()}) for stage in ("val", "test")}
         )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -94,21 +106,22 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
             image: (B, 1, 12, 12), values in [0, 1].
 
         Returns:
-            Task to logits (B, 10) of a digit or to the value (B,) of `ink`.
+            Task to logits (B, number of classes) or, for a regression, to values (B,).
         """
         features = self.backbone(image)
-        outputs = {task: head(features) for task, head in self.heads.items()}
-        return {task: output.squeeze(1) if task == "ink" else output for task, output in outputs.items()}
+        outputs = {name: head(features) for name, head in self.heads.items()}
+        return {name: output.squeeze(1) if _is_regression(name) else output for name, output in outputs.items()}
 
     def task_losses(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Weighted cross-entropy of the digits, weighted squared error of the ink."""
+        """Weighted cross-entropy of what has classes, weighted squared error of what has not."""
         return {
-            task: self.loss_weights[task] * (F.mse_loss if task == "ink" else F.cross_entropy)(prediction, batch[task])
-            for task, prediction in self(batch["image"]).items()
+            name: self.loss_weights[name]
+            * (F.mse_loss if _is_regression(name) else F.cross_entropy)(prediction, batch[name])
+            for name, prediction in self(batch["image"]).items()
         }
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log `val/left_accuracy`, `val/right_accuracy` and `val/ink_mse`, as far as there are these tasks."""
+        """Log `val/<task>_accuracy`, or `val/<task>_mse` for a regression."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -116,11 +129,14 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
-        for task, prediction in self(batch["image"]).items():
-            metric = self.metrics[stage][task]
-            metric.update(prediction, batch[task])
-            self.log(f"{stage}/{task}_{METRICS[task]}", metric, prog_bar=True, batch_size=len(prediction))
+        for name, prediction in self(batch["image"]).items():
+            metric = self.metrics[stage][name]
+            metric.update(prediction, batch[name])
+            self.log(f"{stage}/{name}_{METRICS[name]}", metric, prog_bar=True, batch_size=len(prediction))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over backbone and heads."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam over backbone and heads, with the drops of the learning rate that were asked for."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        if not self.lr_milestones:
+            return optimizer
+        return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, self.lr_milestones, self.lr_factor)]

@@ -88,11 +88,21 @@ def test_the_other_subcommands_take_the_checkpoint(run):
             assert torch.equal(cli.model.state_dict()[name], value)
 
 
-def test_the_tasks_decide_whether_the_data_carry_ink(run):
-    cli = run("fit", "ls", "--model.tasks=[ink]", "--model.loss_weights=null", "--model.width=8", *SHORT)
-    assert cli.datamodule.ink
-    assert set(cli.model.heads) == {"ink"}
-    assert "val/ink_mse" in cli.trainer.callback_metrics
+@pytest.mark.parametrize(
+    ("tasks", "logged"),
+    [("[ink]", {"ink_mse"}), ("[sum, ink, larger]", {"sum_accuracy", "ink_mse", "larger_accuracy"})],
+)
+def test_the_tasks_decide_which_targets_the_data_carry(run, tasks, logged):
+    cli = run("fit", "ls", f"--model.tasks={tasks}", "--model.loss_weights=null", "--model.width=8", *SHORT)
+    names = tasks[1:-1].split(", ")
+    assert list(next(iter(cli.datamodule.train_dataloader()))) == ["image", *names]
+    assert list(cli.model.heads) == names
+    assert {name for name in cli.trainer.callback_metrics if name.startswith("val/")} == {f"val/{n}" for n in logged}
+
+
+def test_the_learning_rate_can_drop(run):
+    cli = run("fit", "ls", "--model.lr_milestones=[1]", "--model.lr_factor=0.5", *SHORT)
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 0.5e-3
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
