@@ -179,6 +179,20 @@ class SymmetryTeleportCallback(Callback):
         }
         return cls(**{**settings, **overrides})
 
+    def __repr__(self) -> str:
+        settings = {
+            "trigger": getattr(self.trigger, "__name__", repr(self.trigger)),
+            "objective": self._teleporter.objective,
+            "search": self._teleporter.search,
+            "adapter": _changed_fields(self._teleporter.adapter),
+            "schedule": self.schedule,
+            "tolerance": self._teleporter.tolerance,
+            "invariance": self._teleporter.invariance,
+            "num_batches": self.num_batches,
+            "history": self._history.mode,
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
+
     def __getstate__(self) -> dict[str, Any]:
         # A pickled generator does not survive on its way to the processes that `ddp_spawn` starts.
         return {**self.__dict__, "_generator": bytes(self._generator.get_state().tolist())}
@@ -486,6 +500,13 @@ def _search(value: SearchName | Search) -> Search:
     if value not in _SEARCHES:
         raise ValueError(f"`search` must be one of {list(_SEARCHES)} or a Search; got {value!r}.")
     return _SEARCHES[value]()
+
+
+def _changed_fields(config: PeftConfig) -> str:
+    """A configuration without the dozens of fields that have their default."""
+    default = type(config)().to_dict()
+    changed = {name: value for name, value in config.to_dict().items() if value != default.get(name)}
+    return f"{type(config).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
 
 def _by_task(names: Sequence[str], values: Tensor) -> dict[str, float]:

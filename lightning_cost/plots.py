@@ -27,7 +27,15 @@ except ImportError as error:
         "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
     ) from error
 
-__all__ = ["ConflictTrace", "Curves", "before_after", "conflict_against_loss", "learning_curves", "teleport_trace"]
+__all__ = [
+    "ConflictTrace",
+    "Curves",
+    "before_after",
+    "conflict_against_loss",
+    "intervals",
+    "learning_curves",
+    "teleport_trace",
+]
 
 # Okabe and Ito's colors, which most color-blind readers tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -188,6 +196,7 @@ def learning_curves(
     ylabel: str,
     columns: int = 3,
     logarithmic_above: float | None = None,
+    xlabel: str = "step",
 ) -> Figure:
     """Draw the mean over the seeds and a band from the lowest to the highest, one curve a variant.
 
@@ -196,6 +205,7 @@ def learning_curves(
         ylabel: What the values are.
         columns: Panels a row.
         logarithmic_above: From this absolute value on, the vertical axis is logarithmic; ``None``: linear throughout.
+        xlabel: What the steps are, if they are something else.
 
     Raises:
         ValueError: If there is no panel or variant, or ``columns`` is below 1.
@@ -214,7 +224,39 @@ def learning_curves(
             ax.yaxis.set_major_formatter(FuncFormatter(_plain))
         ax.set_title(title)
         ax.legend(loc="upper right")
-    _label_outside(axes, "step", ylabel)
+    _label_outside(axes, xlabel, ylabel)
+    return figure
+
+
+def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, columns: int = 2) -> Figure:
+    """Draw means with their intervals, one line a row, and the line of no change.
+
+    Args:
+        panels: Title of the panel to row to mean, lower and upper end; ends that are not a number are not drawn. All
+            panels must have the same rows.
+        xlabel: What the numbers are.
+        columns: Panels a row of the figure.
+
+    Raises:
+        ValueError: If there is no panel or no row, the rows differ, or ``columns`` is below 1.
+    """
+    _check_panels("panels", panels)
+    rows = list(next(iter(panels.values())))
+    for title, entries in panels.items():
+        _check_panels(f"panels[{title!r}]", entries)
+        if list(entries) != rows:
+            raise ValueError(f"`panels` must have the same rows; {title!r} has {list(entries)} instead of {rows}.")
+    figure, axes = _panels("panels", panels, columns, height=max(2.0, 0.8 + 0.24 * len(rows)))
+    for ax, (title, entries) in zip(axes, panels.items(), strict=True):
+        ax.axvline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
+        for place, (mean, low, high) in enumerate(entries.values()):
+            color = _RESOLVED if high < 0 else _CONFLICT if low > 0 else _NEUTRAL
+            ax.plot([low, high], [place, place], color=color, linewidth=1.6)
+            ax.plot([mean], [place], "o", color=color, markersize=4)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_title(title)
+    _label_outside(axes, xlabel, "")
     return figure
 
 
@@ -274,14 +316,16 @@ def _diagonal(ax: Axes) -> None:
     ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
 
 
-def _panels(argument: str, panels: Mapping[str, object], columns: int) -> tuple[Figure, list[Axes]]:
+def _panels(
+    argument: str, panels: Mapping[str, object], columns: int, height: float = 3.1
+) -> tuple[Figure, list[Axes]]:
     """A figure with one tidy Axes a panel, and none where the last row has no panel."""
     _check_panels(argument, panels)
     if columns < 1:
         raise ValueError(f"`columns` must be at least 1; got {columns}.")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(columns, rows)
+    figure = _figure(columns, rows, height=height)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex="row", sharey="row").flat)
     for ax in axes[: len(panels)]:
         _tidy(ax)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -32,6 +33,7 @@ class PenaltySearch(Search):
         gamma: The weight :math:`\gamma` of the objective.
         relative: Whether :math:`L_t` measures each loss relative to where it was. Eq. 7 does not, and fails where tasks
             differ in scale.
+        invariance_weight: A factor of :math:`L_t`: 1 in Eq. 11, 0 in the ablation that leaves it out (Table 4).
         backtracks: How often a refused change is shortened.
         shrink: The factor it is shortened by.
 
@@ -45,6 +47,7 @@ class PenaltySearch(Search):
         lr: float | None = None,
         gamma: float = 0.1,
         relative: bool = True,
+        invariance_weight: float = 1.0,
         backtracks: int = 3,
         shrink: float = 0.4,
     ) -> None:
@@ -54,6 +57,8 @@ class PenaltySearch(Search):
             raise ValueError(f"`lr` must be positive, or None for the optimizer's; got {lr!r}.")
         if not gamma >= 0:
             raise ValueError(f"`gamma` must not be negative; got {gamma!r}.")
+        if not 0 <= invariance_weight < math.inf:
+            raise ValueError(f"`invariance_weight` must be a number of at least 0; got {invariance_weight!r}.")
         if not isinstance(backtracks, int) or backtracks < 0:
             raise ValueError(f"`backtracks` must be an integer of at least 0; got {backtracks!r}.")
         if not 0 < shrink < 1:
@@ -62,6 +67,7 @@ class PenaltySearch(Search):
         self.lr = lr
         self.gamma = gamma
         self.relative = relative
+        self.invariance_weight = invariance_weight
         self.backtracks = backtracks
         self.shrink = shrink
 
@@ -93,7 +99,8 @@ class PenaltySearch(Search):
         landscape, reference = context.landscape, context.start.losses
 
         def fluctuation_weights(losses: torch.Tensor) -> torch.Tensor:
-            return loss_fluctuation_weights(losses, reference, context.invariance, relative=self.relative)
+            weights = loss_fluctuation_weights(losses, reference, context.invariance, relative=self.relative)
+            return self.invariance_weight * weights
 
         if context.objective.uses_task_gradients:
             buffer.restart(context.start.gradients, context.start.losses.tolist())
@@ -125,5 +132,6 @@ class PenaltySearch(Search):
     def __repr__(self) -> str:
         return (
             f"PenaltySearch(steps={self.steps}, lr={self.lr}, gamma={self.gamma}, relative={self.relative},"
+            f" invariance_weight={self.invariance_weight},"
             f" backtracks={self.backtracks}, shrink={self.shrink})"
         )

@@ -17,13 +17,23 @@ SINGLE_TASK = "single-task"
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, without or with COST."""
+    """A method, without a callback or with one.
+
+    Attributes:
+        method: Name of the method.
+        callback: Name of the callback's settings; empty without a callback.
+    """
 
     method: str
-    cost: bool = False
+    callback: str = ""
+
+    @property
+    def plain(self) -> Variant:
+        """The method without a callback."""
+        return Variant(self.method)
 
     def __str__(self) -> str:
-        return f"{self.method} + COST" if self.cost else self.method
+        return f"{self.method} + {self.callback}" if self.callback else self.method
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Summary:
         variant: The variant.
         metrics: Test metrics.
         delta_m: Δm% against the baselines, whose own error is not in it.
-        change: Δm% with COST minus Δm% without, seed by seed; None without COST.
+        change: Δm% with the callback minus Δm% without, seed by seed; None without one.
         mean_rank: Mean rank among the variants, the baselines left out.
         conflict_share: Share of the steps looked at, of all seeds, that conflict.
         tried: Teleports tried, in all seeds.
@@ -135,8 +145,8 @@ def compare(runs: Sequence[Run], higher_is_better: Mapping[str, bool]) -> list[S
     for variant, of_seeds in by_variant.items():
         measured_runs = list(of_seeds.values())
         change = None
-        if variant.cost:
-            plain = delta_m[Variant(variant.method)]
+        if variant.callback:
+            plain = delta_m[variant.plain]
             change = Estimate.of([value - plain[seed] for seed, value in delta_m[variant].items()])
         looks = [look.conflict for measured in measured_runs for look in measured.looks]
         reports = [report for measured in measured_runs for report in measured.reports]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -57,10 +59,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Validation metrics after a number of optimizer steps."""
+    """Metrics after a number of optimizer steps.
+
+    Attributes:
+        step: Optimizer steps taken.
+        metrics: Name to value.
+        seconds: CPU time of training until then, evaluations left out.
+    """
 
     step: int
     metrics: dict[str, float]
+    seconds: float = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Measured:
         steps: Number of optimizer steps.
         seconds: Wall-clock time of `trainer.fit`.
         cpu_seconds: CPU time of it, which other work on the machine touches less.
+        test_curve: Test metrics wherever validation metrics were taken, if they were asked for.
     """
 
     test: dict[str, float]
@@ -84,6 +94,7 @@ class Measured:
     steps: int
     seconds: float
     cpu_seconds: float
+    test_curve: list[Evaluation] = field(default_factory=list)
 
 
 class StepRecorder(Callback):
@@ -132,17 +143,42 @@ class StepRecorder(Callback):
 class ValidationRecorder(Callback):
     """Keeps the metrics of every validation epoch.
 
+    Args:
+        keep_weights: Also keep the weights, on the CPU.
+
     Attributes:
         evaluations: The metrics, by their names without `val/`.
+        weights: The `state_dict` at each of them, if they are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_weights: bool = False) -> None:
+        self.keep_weights = keep_weights
         self.evaluations: list[Evaluation] = []
+        self.weights: list[dict[str, Tensor]] = []
+        self._began = self._paused = self._evaluating = 0.0
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._began, self._evaluating = time.process_time(), 0.0
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._paused = time.process_time()
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the metrics."""
-        self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/")))
+        seconds = self._paused - self._began - self._evaluating
+        self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/"), seconds))
+        if self.keep_weights:
+            self.weights.append({name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()})
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the clock go on."""
+        self._evaluating += time.process_time() - self._paused
 
 
 def train_and_test(
@@ -154,6 +190,7 @@ def train_and_test(
     teleport: SymmetryTeleportCallback | None = None,
     validate_every: int = 1,
     look_every: int | None = 10,
+    test_curve: bool = False,
 ) -> Measured:
     """Train from a seed for a number of epochs, then test what the last step left: nothing is selected on the way.
 
@@ -168,10 +205,11 @@ def train_and_test(
         teleport: The callback to train with.
         validate_every: Validate after every n-th epoch.
         look_every: Look at losses and conflict in every n-th step; None: never.
+        test_curve: After training, also test the weights of every validation.
     """
     L.seed_everything(seed, verbose=False)
     model = make_model()
-    validation = ValidationRecorder()
+    validation = ValidationRecorder(keep_weights=test_curve)
     recorder = None if look_every is None else StepRecorder(look_every)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -189,6 +227,13 @@ def train_and_test(
     trainer.fit(model, data)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     steps = trainer.global_step
+    curve = []
+    final = {name: value.clone() for name, value in model.state_dict().items()}
+    for weights, evaluation in zip(validation.weights, validation.evaluations, strict=test_curve):
+        model.load_state_dict(weights)
+        trainer.test(model, data, verbose=False)
+        curve.append(replace(evaluation, metrics=_metrics(trainer, "test/")))
+    model.load_state_dict(final)
     trainer.test(model, data, verbose=False)
     return Measured(
         test=_metrics(trainer, "test/"),
@@ -198,6 +243,7 @@ def train_and_test(
         steps=steps,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
+        test_curve=curve,
     )
 
 

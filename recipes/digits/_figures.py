@@ -42,7 +42,7 @@ def draw(runs: Mapping[RunSpec, Run], folder: Path) -> Iterator[tuple[str, Path 
         for spec, run in runs.items()
         if spec.seed == seed and spec.task is None
     }
-    ls, cost = Variant("LS"), Variant("LS", cost=True)
+    ls, cost = Variant("LS"), Variant("LS", "COST")
 
     traced = {title: of_seed["narrow", cost, name].reports[:1] for name, title in _SEARCHES.items()}
     path = None
@@ -73,7 +73,7 @@ def draw(runs: Mapping[RunSpec, Run], folder: Path) -> Iterator[tuple[str, Path 
     panels = {
         f"{problem.title}: {method}": {
             str(variant): _validation_curves(runs, name, variant)
-            for variant in (Variant(method), Variant(method, cost=True))
+            for variant in (Variant(method), Variant(method, "COST"))
         }
         for name, problem in PROBLEMS.items()
         for method in METHODS

@@ -38,7 +38,7 @@ def write_files(
     yield "validation metrics along training", _write_csv(folder / "validation.csv", _validation(compared))
 
     seed = min(spec.seed for spec in runs)
-    cost = Variant("LS", cost=True)
+    cost = Variant("LS", "COST")
     shown = {s.teleport: r for s, r in runs.items() if (s.problem, s.variant, s.seed) == ("narrow", cost, seed)}
     rows = [_teleport(report) for report in shown["default"].measured.reports]
     path = _write_csv(folder / "teleports.csv", rows)
@@ -99,7 +99,7 @@ def _summary(runs: Mapping[RunSpec, Run], summaries: Mapping[str, Sequence[Summa
             yield {
                 "problem": name,
                 "method": summary.variant.method,
-                "cost": int(summary.variant.cost),
+                "cost": int(bool(summary.variant.callback)),
                 **_estimates(estimates),
                 "mean_rank": summary.mean_rank,
                 "conflict_share": summary.conflict_share,
@@ -114,7 +114,7 @@ def _head(spec: RunSpec) -> dict[str, Any]:
     return {
         "problem": spec.problem,
         "method": variant.method,
-        "cost": int(variant.cost),
+        "cost": int(bool(variant.callback)),
         "task": spec.task,
         "seed": spec.seed,
     }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torchjd.aggregation import Aggregator, FairGrad, UPGrad
 
 from lightning_cost import PenaltySearch, SymmetryTeleportCallback
 from recipes.common.compare import SINGLE_TASK, Run, Variant
 from recipes.common.training import train_and_test
-from recipes.digits.data import DigitsDataModule
-from recipes.digits.model import METRICS, DigitsModel
+from recipes.digits import problems
 
-__all__ = ["METHODS", "PROBLEMS", "TELEPORTS", "Problem", "RunSpec", "plan", "plan_traces", "train"]
+__all__ = ["METHODS", "PROBLEMS", "TELEPORTS", "RunSpec", "plan", "plan_traces", "train"]
 
 METHODS: dict[str, Callable[[], Aggregator | None]] = {
     "LS": lambda: None,
@@ -29,36 +28,8 @@ TELEPORTS: dict[str, Callable[[], SymmetryTeleportCallback]] = {
 """Settings of COST. The comparison uses the first; the others are there for one teleport each."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Tasks, and a network for them.
-
-    Attributes:
-        title: What the demo calls it.
-        tasks: Tasks of `DigitsModel`.
-        width: Features that the heads share.
-        epochs: How long to train.
-        loss_weights: Factors of the losses.
-    """
-
-    title: str
-    tasks: tuple[str, ...]
-    width: int
-    epochs: int
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def higher_is_better(self) -> dict[str, bool]:
-        """The metrics of the tasks."""
-        return {f"{task}_{METRICS[task]}": METRICS[task] == "accuracy" for task in self.tasks}
-
-
-PROBLEMS = {
-    "narrow": Problem(
-        "narrow, imbalanced", ("left", "right"), width=16, epochs=10, loss_weights={"left": 1.0, "right": 0.03}
-    ),
-    "balanced": Problem("balanced", ("left", "right", "ink"), width=64, epochs=4),
-}
+PROBLEMS = {name: replace(problems.PROBLEMS[name], epochs=epochs) for name, epochs in (("narrow", 10), ("balanced", 4))}
+"""For so few epochs that the demo ends within minutes."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +72,7 @@ def plan(seeds: Sequence[int], epochs: int | None = None, num_train: int = 4000)
     specs = []
     for name, problem in PROBLEMS.items():
         rows: list[tuple[Variant, str | None]] = [(Variant(SINGLE_TASK), task) for task in problem.tasks]
-        rows += [(Variant(method, cost), None) for method in METHODS for cost in (False, True)]
+        rows += [(Variant(method, callback), None) for method in METHODS for callback in ("", "COST")]
         specs += [
             RunSpec(name, variant, seed, epochs or problem.epochs, task, num_train)
             for variant, task in rows
@@ -117,35 +88,24 @@ def plan_traces(seed: int, num_train: int = 4000) -> list[RunSpec]:
     tasks, the triggers of the paper and of the defaults agree.
     """
     return [
-        RunSpec("narrow", Variant("LS", cost=True), seed, epochs=2, num_train=num_train, teleport=teleport)
+        RunSpec("narrow", Variant("LS", "COST"), seed, epochs=2, num_train=num_train, teleport=teleport)
         for teleport in TELEPORTS
         if teleport != "default"
     ]
 
 
-class _UnloggedModel(DigitsModel):
-    """Logs no training losses: nobody reads them here, and they take a fifth of a step this small."""
-
-    def log_dict(self, *args: object, **kwargs: object) -> None:
-        pass
-
-
 def train(spec: RunSpec) -> Run:
     """Do one run. Of the traces of its teleports it keeps the first alone, which are all that is drawn."""
-    problem = PROBLEMS[spec.problem]
+    problem = replace(PROBLEMS[spec.problem], num_train=spec.num_train)
     tasks = problem.tasks if spec.task is None else (spec.task,)
 
-    def make_model() -> DigitsModel:
-        if spec.task is not None:
-            return _UnloggedModel(tasks, problem.width)
-        return _UnloggedModel(tasks, problem.width, problem.loss_weights, METHODS[spec.variant.method]())
-
+    method = METHODS[spec.variant.method]() if spec.task is None else None
     measured = train_and_test(
-        make_model,
-        DigitsDataModule(ink="ink" in tasks, shuffle_seed=spec.seed, num_train=spec.num_train),
+        lambda: problem.make_model(tasks, method),
+        problem.make_data(tasks, spec.seed),
         seed=spec.seed,
         epochs=spec.epochs,
-        teleport=TELEPORTS[spec.teleport]() if spec.variant.cost else None,
+        teleport=TELEPORTS[spec.teleport]() if spec.variant.callback else None,
         validate_every=2 if spec.epochs >= 8 else 1,
         look_every=10 if spec.task is None else None,
     )

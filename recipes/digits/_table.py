@@ -37,7 +37,7 @@ def make_table(name: str, runs: Sequence[Run], summaries: Sequence[Summary]) -> 
     metrics = [_metric(metric, singles[metric].mean) for metric in problem.higher_is_better]
     table.add_row(SINGLE_TASK, *metrics, "0", "", "", "", "", f"{sum(seconds) / len(seconds):.0f}", end_section=True)
     for summary in summaries:
-        cost = summary.variant.cost
+        cost = bool(summary.variant.callback)
         table.add_row(
             "  + COST" if cost else summary.variant.method,
             *(_metric(metric, summary.metrics[metric].mean) for metric in problem.higher_is_better),

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipes.common.compare import Run, compare
-from recipes.common.parallel import RunFailedError, run_all
+from recipes.common.parallel import RunFailedError
+from recipes.common.progress import run_with_progress
 from recipes.common.training import be_a_quiet_worker
 from recipes.digits._figures import draw
 from recipes.digits._files import write_files
@@ -76,24 +76,11 @@ def main(args: Sequence[str] | None = None) -> int:
 def _train_all(specs: Sequence[RunSpec], jobs: int, console: Console) -> dict[RunSpec, Run]:
     """All runs, in the order of the specifications."""
     # The longer ones first, so that no worker is left with a long one at the end.
-    started = sorted(specs, key=lambda spec: (not spec.variant.cost, spec.task is not None))
+    started = sorted(specs, key=lambda spec: (not spec.variant.callback, spec.task is not None))
     by_name = {spec.name: spec for spec in started}
-    runs: dict[RunSpec, Run] = {}
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with progress:
-        task = progress.add_task(f"training, {jobs} at a time", total=len(specs))
-        for name, run in run_all(train, by_name, jobs, be_a_quiet_worker):
-            runs[by_name[name]] = run
-            progress.update(task, advance=1, description=name)
-    return {spec: runs[spec] for spec in specs}
+    title = f"training, {jobs} at a time"
+    done = dict(run_with_progress(train, by_name, jobs, be_a_quiet_worker, console, title))
+    return {spec: done[spec.name] for spec in specs}
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:

@@ -187,9 +187,9 @@ def test_there_must_be_a_job():
 DIRECTIONS = {"accuracy": True, "mse": False}
 
 
-def make_run(method, seed, cost=False, conflicts=(), seconds=1.0, **test):
+def make_run(method, seed, callback="", conflicts=(), seconds=1.0, **test):
     looks = [Look(step, {"a": 1.0, "b": 3.0}, conflict) for step, conflict in enumerate(conflicts)]
-    return Run(Variant(method, cost), seed, Measured(test, [], looks, [], 10, seconds, seconds))
+    return Run(Variant(method, callback), seed, Measured(test, [], looks, [], 10, seconds, seconds))
 
 
 # Baselines: accuracy 0.8, mse 2.0.
@@ -202,8 +202,8 @@ RUNS = [
     make_run("LS", 0, accuracy=0.4, mse=3.0, conflicts=(True, False), seconds=1.0),
     make_run("LS", 1, accuracy=0.6, mse=2.0, conflicts=(True, True), seconds=3.0),
     # In another order of the seeds: 0 and 10% better, -5; 25% worse and 25% worse, 25.
-    make_run("LS", 1, cost=True, accuracy=0.8, mse=1.8, conflicts=(False, False)),
-    make_run("LS", 0, cost=True, accuracy=0.6, mse=2.5, conflicts=(False, True)),
+    make_run("LS", 1, callback="COST", accuracy=0.8, mse=1.8, conflicts=(False, False)),
+    make_run("LS", 0, callback="COST", accuracy=0.6, mse=2.5, conflicts=(False, True)),
     # 12.5% better and 20% worse, 3.75, twice.
     make_run("UPGrad", 0, accuracy=0.9, mse=2.4, conflicts=(False,)),
     make_run("UPGrad", 1, accuracy=0.9, mse=2.4, conflicts=(False,)),
@@ -246,4 +246,4 @@ def test_a_comparison_worked_by_hand():
 
 def test_variants_need_the_same_seeds():
     with pytest.raises(ValueError, match=r"same seeds.*'LS': \[0, 1\].*'LS \+ COST': \[0\]"):
-        compare([run for run in RUNS[:8] if not (run.variant.cost and run.seed == 1)], DIRECTIONS)
+        compare([run for run in RUNS[:8] if not (run.variant.callback and run.seed == 1)], DIRECTIONS)

@@ -1,0 +1,82 @@
+"""What studies and the demo train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torchjd.aggregation import Aggregator
+from torchjd.scalarization import Scalarizer
+
+from recipes.digits.data import DigitsDataModule
+from recipes.digits.model import DigitsModel
+from recipes.digits.tasks import TASKS
+from recipes.study.problem import Problem
+
+__all__ = ["PROBLEMS", "DigitsProblem"]
+
+
+class _UnloggedModel(DigitsModel):
+    """Logs no training losses: nobody reads them here, and they take a fifth of a step this small."""
+
+    def log_dict(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsProblem(Problem):
+    """Some tasks of overlaid digits.
+
+    Attributes:
+        width: Features that the heads share.
+        loss_weights: Factors of the losses.
+        batch_size: Pairs a batch.
+        num_train: Number of training pairs.
+        lr_milestones: Epochs before which the learning rate is multiplied by 0.1.
+    """
+
+    multi_task_fields: ClassVar[frozenset[str]] = frozenset({"loss_weights"})
+
+    width: int
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int = 64
+    num_train: int = 4000
+    lr_milestones: Sequence[int] = ()
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]:
+        """The metrics of the tasks."""
+        return {f"{name}_{TASKS[name].metric}": TASKS[name].metric == "accuracy" for name in self.tasks}
+
+    def make_model(self, tasks: Sequence[str], method: Aggregator | Scalarizer | None) -> DigitsModel:
+        """A fresh model; the loss of a single-task baseline has no factor."""
+        weights = {task: weight for task, weight in self.loss_weights.items() if len(tasks) > 1}
+        return _UnloggedModel(tasks, self.width, weights, method, lr_milestones=self.lr_milestones)
+
+    def make_data(self, tasks: Sequence[str], seed: int) -> DigitsDataModule:
+        """The same pairs for every seed, in another order."""
+        return DigitsDataModule(self.batch_size, tasks=tasks, num_train=self.num_train, shuffle_seed=seed)
+
+
+_NARROW = DigitsProblem(
+    title="narrow, imbalanced",
+    tasks=("left", "right"),
+    epochs=24,
+    width=16,
+    loss_weights={"left": 1.0, "right": 0.03},
+)
+
+PROBLEMS = {
+    "narrow": _NARROW,
+    "balanced": DigitsProblem(title="balanced", tasks=("left", "right", "ink"), epochs=24, width=64),
+    "many": DigitsProblem(title="many tasks", tasks=tuple(TASKS), epochs=24, width=16),
+    "drops": DigitsProblem(
+        title="narrow, learning rate drops",
+        tasks=_NARROW.tasks,
+        epochs=24,
+        width=16,
+        loss_weights=_NARROW.loss_weights,
+        lr_milestones=(12, 18),
+    ),
+}

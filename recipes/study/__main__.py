@@ -1,0 +1,129 @@
+"""Command line of studies: `python -m recipes.study digits --preset plug-and-play`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from recipes.common.compare import Variant
+from recipes.common.parallel import RunFailedError
+from recipes.methods import METHODS
+from recipes.study.callbacks import CALLBACKS
+from recipes.study.presets import PRESETS
+from recipes.study.spec import Row
+from recipes.study.statistics import Split
+from recipes.study.store import StoredRunError
+from recipes.study.study import Study
+
+__all__ = ["main"]
+
+_WIDTH = 160
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a study and write its tables and figures.
+
+    Args:
+        args: Command line without the program's name; None: `sys.argv`.
+
+    Returns:
+        The exit status.
+    """
+    options = _parse(args)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    try:
+        study, stem = _study(options)
+        done = study.run(options.jobs, console)
+        console.print(f"{len(study.specs)} runs, {done} of them done now.", highlight=False)
+        written = list(study.write(options.split, stem))
+    except (RunFailedError, StoredRunError, ValueError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted. Finished runs are kept: the same command goes on with the others.")
+        return 130
+    console.print(Markdown(study.markdown(options.split)))
+    for what, path in written:
+        console.print(f"{path}  {what}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> tuple[Study, str]:
+    if options.preset:
+        preset = PRESETS[options.preset]
+        title, problem = preset.title, options.problem or preset.problem
+    else:
+        title, problem = "Methods and callbacks", options.problem or "narrow"
+    name = ",".join([f"{options.recipe}:{problem}", *options.set])
+    if options.preset:
+        rows = preset.rows(name)
+    else:
+        chosen = [
+            Variant(method, callback) for method in options.methods or ["LS"] for callback in options.callbacks or []
+        ]
+        rows = [Row(name, variant) for variant in chosen]
+    if options.preset:
+        rows = [
+            row
+            for row in rows
+            if (not options.methods or row.variant.method in options.methods)
+            and (not options.callbacks or row.variant.callback in ("", *options.callbacks))
+        ]
+    # Every row with a callback is compared with the one without.
+    rows = list(dict.fromkeys(each for row in rows for each in (Row(row.problem, row.variant.plain), row)))
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    stem = f"{options.recipe}_{(options.preset or 'grid').replace(' ', '-')}"
+    return Study(rows, options.output, seeds, options.epochs, title), stem
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+    presets = "\n".join(f"  {name:16}{preset.title}" for name, preset in PRESETS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.study",
+        description="Compare multi-task methods with and without teleportation: same seeds, same batches.",
+        epilog=f"presets:\n{presets}\n\nmethods: {', '.join(METHODS)}\n\ncallbacks: {', '.join(CALLBACKS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a recipe with a `problems` module, such as digits; or a module of yours")
+    parser.add_argument("--preset", choices=PRESETS, metavar="NAME", help="which question to ask (below)")
+    parser.add_argument("--problem", help="problem of the recipe; default: the preset's")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the problem, such as width=8"
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="only these methods")
+    parser.add_argument("--callbacks", nargs="+", metavar="CALLBACK", help="only these callbacks, or MODULE:FUNCTION")
+    parser.add_argument("--seeds", type=_at_least(1), default=5, help="number of seeds; default: 5")
+    parser.add_argument("--first-seed", type=_at_least(0), default=0, help="default: 0")
+    parser.add_argument("--epochs", type=_at_least(1), help="how long to train; default: as the problem says")
+    parser.add_argument(
+        "--split",
+        choices=get_args(Split),
+        default="validation",
+        help="which metrics to compare; choose on validation, and look at test once",
+    )
+    parser.add_argument("--output", type=Path, default=Path("study_output"), help="folder; default: study_output")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--jobs", type=_at_least(1), default=cores, help=f"runs at a time; default: {cores}, the cores")
+    return parser.parse_args(args)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
+        return value
+
+    return integer
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""The grids that answer one question each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from recipes.common.compare import Variant
+from recipes.methods import METHODS
+from recipes.study.callbacks import CALLBACKS
+from recipes.study.spec import Row
+
+__all__ = ["PRESETS", "Preset"]
+
+_CONTROLS = ("COST", "random direction", "reversed direction")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A question, and the rows that answer it.
+
+    Attributes:
+        title: The question.
+        rows: Makes the rows for a problem of a recipe.
+        problem: The problem within the recipe, unless another is asked for.
+    """
+
+    title: str
+    rows: Callable[[str], list[Row]]
+    problem: str = "narrow"
+
+
+def _grid(methods: Sequence[str], callbacks: Sequence[str]) -> Callable[[str], list[Row]]:
+    """Each method without a callback and with each of some."""
+    return lambda problem: [
+        Row(problem, Variant(method, callback)) for method in methods for callback in ("", *callbacks)
+    ]
+
+
+def _sweep(variations: Sequence[str], methods: Sequence[str], callbacks: Sequence[str]) -> Callable[[str], list[Row]]:
+    """The same for some variations of the problem."""
+    return lambda problem: [
+        row for variation in variations for row in _grid(methods, callbacks)(f"{problem}{variation}")
+    ]
+
+
+PRESETS: dict[str, Preset] = {
+    "control": Preset(
+        "Is there an effect, and is it the direction? (the positive control)", _grid(["LS", "UPGrad"], _CONTROLS)
+    ),
+    "plug-and-play": Preset("Does COST help each method? (Tables 1 to 3 and 5)", _grid(list(METHODS), ["COST"])),
+    "ablation": Preset(
+        "Which part of the paper's method matters? (Table 4)",
+        _grid(["FairGrad"], ["L_t", "L_g", "L_t + L_g", "paper"]),
+    ),
+    "triggers": Preset(
+        "When to teleport? (Table 7, Fig. 10)",
+        _grid(["FairGrad"], ["COST", "any", "weak", "majority 0.5", "majority 0.3", "majority 0.15", "running mean"]),
+        "many",
+    ),
+    "adapters": Preset(
+        "Which adapter? (Table 8)", _grid(["FairGrad"], ["COST", "LoRA adapter", "LoHa adapter", "LoKr adapter"])
+    ),
+    "searches": Preset("How to search?", _grid(["LS"], ["COST", "full rank", "2 steps", "penalty search", "paper"])),
+    "objectives": Preset(
+        "What to look for?",
+        _grid(["LS", "UPGrad"], [*_CONTROLS, "gradient norm", "sharpness", "flatter", "look ahead"]),
+    ),
+    "history": Preset(
+        "What to keep of Adam's history?",
+        _grid(["LS", "UPGrad"], ["COST", "history momentum", "history paper", "history reset"]),
+    ),
+    "rank": Preset("How large an adapter?", _grid(["LS"], ["rank 1", "rank 2", "COST", "rank 10", "full rank"])),
+    "batches": Preset("How many batches?", _grid(["LS"], ["COST", "2 batches", "4 batches"])),
+    "interval": Preset(
+        "How often?",
+        _grid(["LS", "UPGrad"], ["COST", "every 2 steps", "every 4 steps", "every 8 steps", "once an epoch"]),
+    ),
+    "timing": Preset(
+        "When in training?",
+        _grid(
+            ["UPGrad"], ["COST", "from the start", "first third", "middle third", "last third", "last third, flatter"]
+        ),
+    ),
+    "drops": Preset(
+        "At learning-rate drops?", _grid(["LS", "UPGrad"], ["COST", "after drops", "last third, flatter"]), "drops"
+    ),
+    "imbalance": Preset(
+        "How does imbalance matter?",
+        _sweep([f",loss_weights.right={weight}" for weight in (1.0, 0.3, 0.1, 0.03, 0.01)], ["LS", "UPGrad"], ["COST"]),
+    ),
+    "width": Preset(
+        "How does capacity matter?", _sweep([f",width={width}" for width in (4, 8, 16, 64)], ["LS", "UPGrad"], ["COST"])
+    ),
+    "many": Preset("How do many tasks matter?", _grid(["LS", "UPGrad", "FairGrad"], _CONTROLS), "many"),
+    "all callbacks": Preset(
+        "What does every setting do?", _grid(["LS"], [name for name in CALLBACKS if name != "after drops"])
+    ),
+}

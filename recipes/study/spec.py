@@ -1,0 +1,86 @@
+"""One run of a study, and the name under which it is stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recipes.common.compare import SINGLE_TASK, Variant
+from recipes.study.problem import baseline_problem, find_problem
+
+__all__ = ["Row", "RunSpec", "plan"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: what is run with every seed.
+
+    Attributes:
+        problem: See `find_problem`.
+        variant: The method, without a callback or with one.
+        epochs: How long to train; None: as the problem says.
+    """
+
+    problem: str
+    variant: Variant
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run.
+
+    Attributes:
+        problem: See `find_problem`.
+        variant: The method, or the single-task baseline, without a callback or with one.
+        seed: Seed of the initial weights and of the order of the batches.
+        epochs: How long to train.
+        task: The one task of a single-task run.
+        test_curve: Whether to test along training as well.
+    """
+
+    problem: str
+    variant: Variant
+    seed: int
+    epochs: int
+    task: str | None = None
+    test_curve: bool = True
+
+    @property
+    def name(self) -> str:
+        """Unique among the runs, and the stem of a file."""
+        parts = [
+            self.problem,
+            self.variant.method,
+            self.variant.callback or "plain",
+            self.task or "",
+            f"e{self.epochs}",
+        ]
+        words = (re.sub(r"[^A-Za-z0-9.=+-]+", "_", part).strip("_") for part in parts if part)
+        return "__".join([*words, f"s{self.seed}"])
+
+
+def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -> list[RunSpec]:
+    """All runs of a study: the rows, and for each problem its single-task baselines.
+
+    Args:
+        rows: The rows.
+        seeds: Seeds of each row.
+        epochs: How long to train everything; None: as the rows and the problems say.
+
+    Raises:
+        ValueError: If a seed is given twice or none at all.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"`seeds` must hold at least one seed, each once; got {list(seeds)}.")
+    specs: dict[RunSpec, None] = {}
+    for row in rows:
+        problem = find_problem(row.problem)
+        length = epochs or row.epochs or problem.epochs
+        for seed in seeds:
+            for task in problem.tasks:
+                baseline = baseline_problem(row.problem)
+                specs[RunSpec(baseline, Variant(SINGLE_TASK), seed, epochs or problem.epochs, task)] = None
+            specs[RunSpec(row.problem, row.variant, seed, length)] = None
+    return list(specs)
