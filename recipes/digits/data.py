@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import lightning as L
@@ -27,6 +28,13 @@ def source_digits(split: Split) -> Tensor:
     return dict(zip(SPLIT_SIZES, order.split(list(SPLIT_SIZES.values())), strict=True))[split]
 
 
+@cache
+def _all_digits() -> Digits:
+    # Parsing the file takes longer than a short training run.
+    digits = load_digits()
+    return Digits(torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long())
+
+
 def make_pairs(split: Split, num: int, seed: int = 0, tasks: Sequence[str] = ("left", "right")) -> dict[str, Tensor]:
     """Draw pairs of digits, with replacement, and lay each pair over each other.
 
@@ -46,13 +54,10 @@ def make_pairs(split: Split, num: int, seed: int = 0, tasks: Sequence[str] = ("l
         ValueError: If `tasks` is empty, names an unknown task, or one twice.
     """
     chosen = chosen_tasks(tasks)
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float() / 16
-    classes = torch.from_numpy(digits.target).long()
-    rows = source_digits(split)
+    source, rows = _all_digits(), source_digits(split)
     generator = torch.Generator().manual_seed(3 * seed + 1 + list(SPLIT_SIZES).index(split))
     drawn = [rows[torch.randint(len(rows), (num,), generator=generator)] for _ in range(2)]
-    left, right = (Digits(images[side], classes[side]) for side in drawn)
+    left, right = (Digits(source.images[side], source.classes[side]) for side in drawn)
 
     canvas = torch.zeros(2, num, CANVAS, CANVAS)
     canvas[0, :, :DIGIT, :DIGIT] = left.images

@@ -1,0 +1,63 @@
+"""Methods by the names that tables show, made from their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+from torchjd.aggregation import Aggregator
+from torchjd.scalarization import Scalarizer
+
+__all__ = ["METHODS", "make_method"]
+
+_FILES = {
+    "LS": "ls",
+    "SI": "si",
+    "RLW": "rlw",
+    "DWA": "dwa",
+    "UW": "uw",
+    "MGDA": "mgda",
+    "GradDrop": "graddrop",
+    "PCGrad": "pcgrad",
+    "CAGrad": "cagrad",
+    "IMTL-G": "imtl_g",
+    "Nash-MTL": "nash_mtl",
+    "FAMO": "famo",
+    "FairGrad": "fairgrad",
+    "UPGrad": "upgrad",
+    "Aligned-MTL": "aligned_mtl",
+}
+METHODS: Mapping[str, Path] = {name: Path(__file__).with_name(f"{file}.yaml") for name, file in _FILES.items()}
+"""Name to configuration, in the order of the paper's tables."""
+
+# What TorchJD's classes call the number of tasks.
+_NUM_TASKS_ARGUMENTS = ("n_tasks", "shape")
+
+
+def make_method(name: str, num_tasks: int) -> Aggregator | Scalarizer | None:
+    """A fresh method, as its configuration says.
+
+    Args:
+        name: One of `METHODS`.
+        num_tasks: Number of tasks, for the methods that need to know it.
+
+    Returns:
+        What a model takes as its `mtl_method`; None for LS.
+
+    Raises:
+        ValueError: If there is no such method.
+        ImportError: If the method needs a package that is not installed; the message says how to install it.
+    """
+    if name not in METHODS:
+        raise ValueError(f"There is no method {name!r}. Take one of {', '.join(METHODS)}.")
+    method = yaml.safe_load(METHODS[name].read_text(encoding="utf-8"))["model"]["mtl_method"]
+    if method is None:
+        return None
+    module, _, cls = method["class_path"].rpartition(".")
+    arguments = method.get("init_args", {})
+    arguments |= {argument: num_tasks for argument in _NUM_TASKS_ARGUMENTS if argument in arguments}
+    made = getattr(import_module(module), cls)(**arguments)
+    assert isinstance(made, Aggregator | Scalarizer)
+    return made
