@@ -221,7 +221,7 @@ def measure_reference(module: Any, reference: Reference, repetitions: int) -> No
         for parameter in module.parameters():
             parameter.grad = None
         began = time.perf_counter()
-        module.evaluate_tasks(record.batch, record.batch_idx).total.backward()
+        module.scalarize(module.evaluate_tasks(record.batch, record.batch_idx)).total.backward()
         reference.plain.append(time.perf_counter() - began)
         buffer.restart(module.task_gradients, record.losses.tolist())
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from lightning_cost.callback import SymmetryTeleportCallback
 from lightning_cost.gradients import TaskGradients
+from lightning_cost.methods import ScaleInvariant
 from lightning_cost.mixin import MultiTaskMixin
 from lightning_cost.objectives import (
     ConflictAlignment,
@@ -26,6 +27,7 @@ __all__ = [
     "RandomDirection",
     "Reversed",
     "SampledSharpness",
+    "ScaleInvariant",
     "Search",
     "SymmetryTeleportCallback",
     "TaskGradients",

@@ -22,7 +22,7 @@ from lightning_cost.gradients import (
     task_gradient,
     views,
 )
-from lightning_cost.mixin import MultiTaskMixin, StepLosses
+from lightning_cost.mixin import MultiTaskMixin, TaskLosses
 from lightning_cost.replay import RecordedBatch
 from lightning_cost.support import loss_scale_of
 
@@ -211,11 +211,14 @@ class Landscape:
         seen, scale, loss_scale = [], 1 / len(self._batches), self._loss_scale()
         for batch in self._batches:
             with self.ranks.together():
-                step = self._forward(batch)
-            values = self.ranks.mean_(step.values)
+                losses = self._forward(batch)
+            values = self.ranks.mean_(losses.values)
             seen.append(values)
             if admits is not None and len(self._batches) == 1 and not admits(values):
                 return None
+            # Here no process fails alone: the method sees the same losses on all of them.
+            with self.module.trainer.precision_plugin.train_step_context():
+                step = self.module.scalarize(losses)
             with self.ranks.together():
                 self.backwards += 1 + buffer.add(step.by_task, self.shared, scale, step.weight, values, loss_scale)
                 (step.total * (scale * loss_scale)).backward()
@@ -237,11 +240,9 @@ class Landscape:
     def _loss_scale(self) -> float:
         return loss_scale_of(self.module.trainer)
 
-    def _forward(self, batch: RecordedBatch) -> StepLosses:
-        batch.rng.restore()
-        with self.module.trainer.precision_plugin.train_step_context():
-            self.forwards += 1
-            return self.module.evaluate_tasks(batch.batch, batch.batch_idx)
+    def _forward(self, batch: RecordedBatch) -> TaskLosses:
+        self.forwards += 1
+        return batch.replay(self.module)
 
     def _mean(self, losses: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(losses)).mean(dim=0)

@@ -20,7 +20,8 @@ from typing_extensions import override
 
 from lightning_cost.distributed import Ranks
 from lightning_cost.gradients import GradientBuffer, TaskGradients, columns, combine
-from lightning_cost.replay import RecordedBatch
+from lightning_cost.methods import scalarize
+from lightning_cost.replay import RecordedBatch, Remembered
 from lightning_cost.rng import RngState
 from lightning_cost.support import (
     check_strategy,
@@ -29,6 +30,7 @@ from lightning_cost.support import (
     keep_what_compiled_code_saves,
     loss_scale_of,
 )
+from lightning_cost.upkeep import Upkeep, ignored_by_ddp
 
 __all__ = ["MultiTaskMixin"]
 
@@ -36,23 +38,32 @@ _CHECKPOINT_KEY = "lightning_cost"
 
 
 @dataclass(frozen=True)
-class StepLosses:
-    """The task losses of one batch and the scalar that is differentiated for everything that is not shared.
+class TaskLosses:
+    """The task losses of one batch.
 
     Attributes:
         by_task: Scalar losses with a graph, in the order of the tasks.
-        total: Their scalarization.
-        weight: The common factor of the task losses in ``total``; ``None`` if they differ.
     """
 
     by_task: dict[str, Tensor]
-    total: Tensor
-    weight: float | None
 
     @property
     def values(self) -> Tensor:
         """The losses without graph, shape ``(K,)``."""
         return torch.stack([loss.detach() for loss in self.by_task.values()])
+
+
+@dataclass(frozen=True)
+class StepLosses(TaskLosses):
+    """The task losses of one batch and the scalar that is differentiated for everything that is not shared.
+
+    Attributes:
+        total: Their scalarization.
+        weight: The common factor of the task losses in ``total``; ``None`` if they differ.
+    """
+
+    total: Tensor
+    weight: float | None
 
 
 class MultiTaskMixin(LightningModule):
@@ -69,11 +80,14 @@ class MultiTaskMixin(LightningModule):
     - a :class:`torchjd.aggregation.Aggregator`: its aggregation of the task gradients. The other parameters (the heads)
       get the gradient of the sum of the losses, that is of their own.
 
+    Methods that remember something from step to step (DWA, FAMO, Nash-MTL, ...) are looked after, in checkpoints and
+    on several processes. Those that learn parameters (UW, IMTL-L) need them in the optimizer: ``self.parameters()``.
+
     The task losses are logged as ``train/<task>_loss``, their scalarization as ``train/loss``.
 
-    If you override ``on_fit_start``, ``training_step``, ``backward``, ``on_before_optimizer_step`` or a checkpoint
-    hook, call ``super()`` in them. To add a regularization term, add it to the task losses: a term that only the
-    returned loss holds belongs to no task.
+    If you override ``on_fit_start``, ``training_step``, ``backward``, ``on_before_optimizer_step``, ``teardown`` or a
+    checkpoint hook, call ``super()`` in them. To add a regularization term, add it to the task losses: a term that only
+    the returned loss holds belongs to no task.
 
     Attributes:
         shared_module: Name of the attribute that holds the shared module, or a sequence of names. Dotted paths reach
@@ -110,6 +124,9 @@ class MultiTaskMixin(LightningModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gradient_buffer = GradientBuffer()
+        self._upkeep = Upkeep()
+        self._moved = False
+        self._ignored: tuple[str, ...] = ()
         self._task_names: tuple[str, ...] | None = None
         self._step_losses: StepLosses | None = None
         self._recorded: list[RecordedBatch] = []
@@ -186,6 +203,7 @@ class MultiTaskMixin(LightningModule):
 
     def exchange_task_gradients(self, buffer: GradientBuffer) -> GradientBuffer:
         """Update with other task gradients, whose ordinary gradients are in ``.grad``; returns the old buffer."""
+        self._moved = True
         old, self._gradient_buffer = self._gradient_buffer, buffer
         return old
 
@@ -194,8 +212,9 @@ class MultiTaskMixin(LightningModule):
         self._requested = self._recording = False
         self._recorded, self._to_record = [], None
         self._step_losses = self._unused_since_step = None
-        self._has_task_gradients = False
+        self._has_task_gradients = self._moved = False
         self._gradient_buffer.discard()
+        self._upkeep.discard_step()
 
     @property
     def replaying(self) -> bool:
@@ -252,6 +271,12 @@ class MultiTaskMixin(LightningModule):
             check_unscaling(self.trainer)
             self.shared_parameters()
             keep_what_compiled_code_saves()
+        self._upkeep.start(self)
+
+    @override
+    def teardown(self, stage: str) -> None:
+        """Leave the optimizer as it was."""
+        self._upkeep.stop()
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -263,10 +288,18 @@ class MultiTaskMixin(LightningModule):
             # The window before may have been abandoned: a hook can end an epoch without an optimizer step.
             self._recorded = []
             self._gradient_buffer.discard()
+        if training and self._upkeep.begin_batch(self):
+            self._recording = True
         rng = RngState.capture() if self._recording and training else None
-        losses = self.evaluate_tasks(batch, batch_idx)
-        # Gradient scalers expect losses that overflow, and skip the step.
-        if self._trainer is None or gradient_scaler(self.trainer) is None:
+        evaluated = self.evaluate_tasks(batch, batch_idx)
+        validating = self._trainer is not None and not training
+        # Gradient scalers expect losses that overflow, and skip the step: the method must not remember them.
+        scaled = self._trainer is not None and gradient_scaler(self.trainer) is not None
+        remembered = Remembered(self) if validating or scaled else None
+        losses = self.scalarize(evaluated)
+        if remembered is not None and (validating or not bool(torch.isfinite(losses.total))):
+            remembered.restore()
+        if not scaled:
             self._check_finite(losses)
         self._to_record = None if rng is None else RecordedBatch(batch, batch_idx, rng, losses.values)
         self._step_losses = losses
@@ -307,24 +340,46 @@ class MultiTaskMixin(LightningModule):
             if isinstance(method, Aggregator) and gradients is not None and gradients.is_finite:
                 shared = self._gradient_buffer.shared
                 _write_gradient(_aggregate(method, gradients, shared, Ranks.of(self)), shared)
-        self._requested = False
+        self._upkeep.before_step(self, self._recorded, self._moved)
+        self._requested = self._moved = False
         self._recording = False
         self._recorded = []
         self._unused_since_step = None
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what decides which row comes by subtraction: a resumed run rounds as an uninterrupted one does."""
-        checkpoint[_CHECKPOINT_KEY] = {"rates": dict(self._gradient_buffer.rates)}
+        """Save what the method remembers, and what decides which row comes by subtraction.
+
+        So a resumed run does what an uninterrupted one does, and rounds as it does.
+        """
+        checkpoint[_CHECKPOINT_KEY] = {
+            "rates": dict(self._gradient_buffer.rates),
+            "method": self._upkeep.state_dict(self),
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what :meth:`on_save_checkpoint` saved, if it is there."""
-        self._gradient_buffer.rates = dict(checkpoint.get(_CHECKPOINT_KEY, {}).get("rates", {}))
+        state = checkpoint.get(_CHECKPOINT_KEY, {})
+        self._gradient_buffer.rates = dict(state.get("rates", {}))
+        self._upkeep.load_state_dict(state.get("method", {}))
 
-    def evaluate_tasks(self, batch: Any, batch_idx: int) -> StepLosses:
-        """Evaluate and check :meth:`task_losses`, and scalarize them."""
-        by_task = self._checked(self.task_losses(batch, batch_idx))
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DDP asks for it. What a method changes without a backward would have DDP wait for gradients for ever."""
+        return [*self._ignored, *ignored_by_ddp(self)]
+
+    @_ddp_params_and_buffers_to_ignore.setter
+    def _ddp_params_and_buffers_to_ignore(self, names: Iterable[str]) -> None:
+        self._ignored = tuple(names)
+
+    def evaluate_tasks(self, batch: Any, batch_idx: int) -> TaskLosses:
+        """Evaluate and check :meth:`task_losses`."""
+        return TaskLosses(self._checked(self.task_losses(batch, batch_idx)))
+
+    def scalarize(self, losses: TaskLosses) -> StepLosses:
+        """Scalarize task losses by ``mtl_method``. In training, all processes must call it in the same order."""
+        by_task = losses.by_task
         values = torch.stack(list(by_task.values()))
         method = getattr(self, "mtl_method", None)
         if method is None:
@@ -332,7 +387,9 @@ class MultiTaskMixin(LightningModule):
         if isinstance(method, Aggregator):
             return StepLosses(by_task, values.sum(), 1.0)
         if isinstance(method, Scalarizer):
-            return StepLosses(by_task, method(values), None)
+            # Validation may see more batches on one process than on another.
+            training = self._trainer is not None and self.trainer.training
+            return StepLosses(by_task, scalarize(method, values, Ranks.of(self) if training else Ranks()), None)
         raise MisconfigurationException(
             f"`mtl_method` must be a torchjd.aggregation.Aggregator, a torchjd.scalarization.Scalarizer or None for the"
             f" mean of the losses; got {method!r}."

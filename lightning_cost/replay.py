@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_cost.rng import RngState, preserved_rng
+
+if TYPE_CHECKING:
+    from lightning_cost.mixin import MultiTaskMixin, TaskLosses
 
 __all__: list[str] = []
 
@@ -35,6 +38,12 @@ class RecordedBatch:
     batch_idx: int
     rng: RngState
     losses: Tensor
+
+    def replay(self, module: MultiTaskMixin) -> TaskLosses:
+        """Evaluate the task losses as the training step does, with the random numbers that it drew."""
+        self.rng.restore()
+        with module.trainer.precision_plugin.train_step_context():
+            return module.evaluate_tasks(self.batch, self.batch_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything on the CPU, in types that ``torch.load(weights_only=True)`` reads if those of the batch are."""
@@ -60,33 +69,56 @@ class RecordedBatch:
 def without_trace(module: LightningModule) -> Iterator[None]:
     """Undo, on exit, everything that evaluating training batches does to a module besides its gradients.
 
-    Buffers (running statistics), the states of torchmetrics metrics, the attributes of the multi-task method (some
-    scalarizers remember losses) and the global random generators are restored, and ``self.log`` is silent meanwhile.
-    Training modes stay as they are: batch statistics and dropout belong to the losses
-    that the optimizer sees.
+    Buffers (running statistics), the states of torchmetrics metrics, what the multi-task method remembers and the
+    global random generators are restored, and ``self.log`` is silent meanwhile. Training modes stay as they are: batch
+    statistics and dropout belong to the losses that the optimizer sees.
     """
-    buffers = [
-        (owner, name, buffer, buffer.detach().clone())
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
-    method = getattr(module, "mtl_method", None)
-    remembered = dict(vars(method)) if isinstance(method, nn.Module) else {}
     metrics = [(metric, _metric_state(metric)) for metric in module.modules() if isinstance(metric, Metric)]
+    buffers, remembered = _Buffers(module.modules()), Remembered(module)
     with preserved_rng(), _silent_logging(module):
         try:
             yield
         finally:
-            with torch.no_grad():
-                for owner, name, buffer, value in buffers:
-                    buffer.copy_(value)
-                    owner._buffers[name] = buffer
-            if isinstance(method, nn.Module):
-                vars(method).clear()
-                vars(method).update(remembered)
+            buffers.restore()
+            remembered.restore()
             for metric, state in metrics:
                 metric.__dict__.update(state)
+
+
+class Remembered:
+    """What the multi-task method of a module and its parts remember now, in attributes and buffers.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        method = getattr(module, "mtl_method", None)
+        parts = list(method.modules()) if isinstance(method, nn.Module) else []
+        self._attributes = [(part, dict(vars(part))) for part in parts]
+        self._buffers = _Buffers(parts)
+
+    def restore(self) -> None:
+        """Undo what calls since then did to it."""
+        self._buffers.restore()
+        for part, attributes in self._attributes:
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
+class _Buffers:
+    """The buffers of some modules, those that do not exist yet among them, and their values."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._buffers = [(owner, *item) for owner in modules for item in owner._buffers.items()]
+        self._values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in self._buffers]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for (owner, name, buffer), value in zip(self._buffers, self._values, strict=True):
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
+            owner._buffers[name] = buffer
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:

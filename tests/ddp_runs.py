@@ -125,6 +125,15 @@ class BranchNet(Net):
         return losses
 
 
+class BatchNet(Net):
+    """Its random numbers follow from the batch on the first rank, and are others on the second."""
+
+    def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        if not self.replaying:
+            torch.manual_seed(2 * batch_idx + (dist.get_rank() if dist.is_initialized() else 0))
+        return super().task_losses(batch, batch_idx)
+
+
 class FailingNet(Net):
     """Fails on the second rank at the n-th evaluation of the losses in a teleport."""
 
@@ -142,9 +151,9 @@ class FailingNet(Net):
         return super().task_losses(batch, batch_idx)
 
 
-def train_until_fault(rank: int, at: int) -> dict[str, Any]:
+def train_until_fault(rank: int, at: int, method: Callable[[], Any] = UPGrad) -> dict[str, Any]:
     """The error of a fit that fails within a teleport, and whether the parameters are those before it."""
-    module, callback = FailingNet(UPGrad()), teleporter(check_every_n_steps=5)
+    module, callback = FailingNet(method()), teleporter(check_every_n_steps=5)
     module.at = at
     before: list[dict[str, Tensor]] = []
 
@@ -231,12 +240,12 @@ def scaler_plugins() -> list[Any]:
     return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))]
 
 
-def resumed(rank: int, path: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def resumed(rank: int, path: Any, method: Callable[[], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run with teleports on two batches, and one that goes on from its checkpoint after seven steps."""
     callback = partial(teleporter, check_every_n_steps=2, num_batches=2)
     outcomes = []
     for ckpt_path in (None, path):
-        teleports, module = callback(), Net(UPGrad())
+        teleports, module = callback(), Net(method())
         module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
         loader = StatefulBatches(parts(make_batches(STEPS, size=SIZE), rank, 2))
         trainer = make_trainer(

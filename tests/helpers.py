@@ -56,6 +56,13 @@ def make_mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+class Seeds(L.Callback):
+    """The random numbers of a batch follow from its index: no checkpoint of Lightning's holds their state."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(batch_idx)
+
+
 class PlainNet(L.LightningModule):
     """A shared backbone and a linear head a task, trained on the mean of the losses without the mixin."""
 

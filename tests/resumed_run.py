@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torchjd.aggregation import UPGrad
+from torchjd.aggregation import (
+    PCD,
+    CRMOGMWeighting,
+    ExcessMTL,
+    GradVac,
+    GradVacWeighting,
+    GramianWeightedAggregator,
+    NashMTL,
+    UPGrad,
+)
+from torchjd.scalarization import DWA, FAMO, IMTLL, UW, Random
 
 from lightning_cost import ConflictAlignment, LevelSetSearch, PenaltySearch, RandomDirection, SymmetryTeleportCallback
-from tests.helpers import Net, make_batches, make_trainer
+from tests.helpers import Net, Seeds, make_batches, make_trainer
 from tests.teleporting import StatefulBatches, teleporter
 
 BATCHES = 5
@@ -50,7 +61,21 @@ RUNS: dict[str, tuple[dict[str, Any], Any, int]] = {
     "accumulation": ({}, ADAM, 2),
     "accumulation, 3 batches": ({"num_batches": 3, "history": "momentum"}, MOMENTUM, 2),
 }
-METHODS = {"LS": None, "UPGrad": UPGrad}
+METHODS: dict[str, Any] = {"LS": None, "UPGrad": UPGrad}
+
+# The methods that remember something from step to step, and those that draw random numbers.
+REMEMBERING: dict[str, Callable[[], Any]] = {
+    "RLW": Random,
+    "DWA": DWA,
+    "UW": partial(UW, 3),
+    "IMTL-L": partial(IMTLL, 3),
+    "FAMO": partial(FAMO, 3, lr=0.3),
+    "GradVac": GradVac,
+    "PCD": PCD,
+    "Nash-MTL": partial(NashMTL, 3, update_weights_every=2, optim_niter=2),
+    "ExcessMTL": partial(ExcessMTL, n_warmup_steps=6),
+    "CR-MOGM": lambda: GramianWeightedAggregator(CRMOGMWeighting(GradVacWeighting())),
+}
 
 
 class SaveAfter(L.Callback):
@@ -74,10 +99,12 @@ def run(
 ) -> tuple[Net, L.Trainer, SymmetryTeleportCallback]:
     torch.manual_seed(5)
     chosen, optimizer, accumulated = RUNS[name]
-    module = make(METHODS[method]() if METHODS[method] else None)
+    create = {**METHODS, **REMEMBERING}[method]
+    module = make(create() if create else None)
     module.make_optimizer = optimizer
     callback = teleporter(**{**chosen, **settings})
-    trainer = make_trainer(max_epochs=EPOCHS, callbacks=[callback, *extra], accumulate_grad_batches=accumulated)
+    callbacks = [Seeds(), callback, *extra]
+    trainer = make_trainer(max_epochs=EPOCHS, callbacks=callbacks, accumulate_grad_batches=accumulated)
     trainer.fit(module, StatefulBatches(make_batches(BATCHES)), ckpt_path=ckpt_path)
     return module, trainer, callback
 

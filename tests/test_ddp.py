@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torchjd.aggregation import FairGrad, GradDrop, PCGrad, UPGrad
+from torchjd.scalarization import DWA, FAMO, STCH, UW, Random
 
+from lightning_cost import ScaleInvariant
 from lightning_cost.searches import PenaltySearch
 from tests.ddp_runs import (
+    BatchNet,
     BranchNet,
     ChecksOnFirstRank,
     Compressing,
@@ -154,6 +157,49 @@ def test_ranks_that_move_apart_are_noticed(ranks: RankPool) -> None:
     assert any(not torch.equal(first["parameters"][name], second["parameters"][name]) for name in first["parameters"])
 
 
+SCALARIZERS: dict[str, Any] = {
+    "SI": ScaleInvariant,
+    "RLW": Random,
+    "DWA": DWA,
+    "UW": partial(UW, 3),
+    "FAMO": partial(FAMO, 3, lr=0.05),
+    "STCH": partial(STCH, 0.5),
+}
+
+
+@pytest.mark.parametrize("callback", [none, LEVEL_SET], ids=["plain", "teleports"])
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_methods_see_the_losses_of_all_ranks(ranks: RankPool, name: str, callback: Any) -> None:
+    """What they remember as well: four epochs of five steps, of which DWA weighs the last two."""
+    run = Run(SCALARIZERS[name], BatchNet, callback, trainer={"max_epochs": 4, "limit_train_batches": 5})
+    both, single = assert_ranks_agree(ranks.run(train, run)), alone(run)
+    assert_close(both["parameters"], single["parameters"], rtol=0, atol=1e-5)
+    assert accepted(both) == accepted(single) >= (0 if callback is none else 3)
+    if name in {"UW", "FAMO"}:
+        assert all((both["parameters"][key] != 0).all() for key in both["parameters"] if key.startswith("mtl_method"))
+
+
+def test_famo_with_accumulated_batches_on_two_ranks(ranks: RankPool) -> None:
+    """The scalarization is that of each batch, the losses that weigh the tasks are those of the window."""
+    run = Run(SCALARIZERS["FAMO"], BatchNet, trainer={"accumulate_grad_batches": 3})
+    both, single = assert_ranks_agree(ranks.run(train, run)), alone(run)
+    assert_close(both["parameters"], single["parameters"], rtol=0, atol=1e-5)
+
+
+def test_ddp_does_not_wait_for_weights_that_a_method_learns_itself(ranks: RankPool) -> None:
+    run = Run(SCALARIZERS["FAMO"], strategy={"static_graph": True})
+    assert accepted(assert_ranks_agree(ranks.run(train, run))) >= 3
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_fault_on_one_rank_fails_on_all_with_a_method_that_communicates(ranks: RankPool, at: int) -> None:
+    first, second = ranks.run(train_until_fault, at, ScaleInvariant)
+    assert "Another process failed" in first["error"]
+    assert "a fault on one rank" in second["error"]
+    assert first["same"]
+    assert second["same"]
+
+
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_a_fault_on_one_rank_fails_on_all_and_moves_none(ranks: RankPool, at: int) -> None:
     first, second = ranks.run(train_until_fault, at)
@@ -190,8 +236,9 @@ def test_a_communication_hook_leaves_the_rows_exact(ranks: RankPool) -> None:
         assert max(differences) < (0.05 if rounded else 1e-6)
 
 
-def test_resume_in_the_middle_of_an_epoch(ranks: RankPool, tmp_path: Path) -> None:
-    for whole, continued in ranks.run(resumed, str(tmp_path / "middle.ckpt")):
+@pytest.mark.parametrize("method", [UPGrad, SCALARIZERS["FAMO"]])
+def test_resume_in_the_middle_of_an_epoch(ranks: RankPool, method: Any, tmp_path: Path) -> None:
+    for whole, continued in ranks.run(resumed, str(tmp_path / "middle.ckpt"), method):
         assert sum(report["accepted"] for report in whole["reports"]) >= 3
         assert_same(continued["parameters"], whole["parameters"])
         assert_same(continued["reports"], whole["reports"])

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torchjd.aggregation import UPGrad
+from torchjd import Stateful, aggregation, scalarization
+from torchjd.aggregation import MoDoWeighting, SDMGradWeighting, UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
+from lightning_cost.memory import state_of
 from tests.helpers import Net, PlainNet, fit, make_batches, make_trainer
-from tests.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, RUNS, SaveAfter, run
+from tests.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, REMEMBERING, RUNS, SaveAfter, run
 from tests.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
 
 # At the end of an epoch, in the middle of one, and where with 2 accumulated batches a step was just made: the
@@ -58,6 +60,33 @@ def test_resume(name: str, method: str, place: int, uninterrupted: Baseline) -> 
     # Where an epoch may have no more teleports than it had, the resumed run must not begin to count anew.
     assert any(report.accepted for report in expected[2].reports[-2:])
     assert_equal_runs(run(name, method, [], ckpt_path=path), expected, step)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "place"),
+    [
+        *((method, "level set", place) for method in REMEMBERING for place in PLACES),
+        *((method, "accumulation", PLACES[-1]) for method in ("DWA", "FAMO")),
+    ],
+)
+def test_resume_of_methods_that_remember(method: str, name: str, place: int, uninterrupted: Baseline) -> None:
+    expected = uninterrupted(name, method)
+    path = expected[3].path(place)
+    step = torch.load(path, weights_only=True)["global_step"]
+    assert any(report.accepted for report in expected[2].reports)
+    resumed = run(name, method, [], ckpt_path=path)
+    assert_equal_runs(resumed, expected, step)
+    assert_same(*(state_of(result[0].mtl_method) for result in (resumed, expected)))
+
+
+def test_no_method_that_remembers_is_forgotten() -> None:
+    """What of TorchJD is stateful is resumed here, or refused."""
+    refused = {MoDoWeighting, SDMGradWeighting}
+    resumed = {type(part) for create in REMEMBERING.values() for part in create().modules()}
+    exported = {getattr(package, name) for package in (aggregation, scalarization) for name in package.__all__}
+    stateful = {kind for kind in exported if issubclass(kind, Stateful)}
+    assert len(stateful) >= 13
+    assert stateful <= resumed | refused
 
 
 KILLED = ("level set", "penalty, sharpness", "accumulation, 3 batches")
