@@ -11,12 +11,10 @@ from typing import get_args
 from rich.console import Console
 from rich.markdown import Markdown
 
-from recipes.common.compare import Variant
 from recipes.common.parallel import RunFailedError
 from recipes.methods import METHODS
 from recipes.study.callbacks import CALLBACKS
-from recipes.study.presets import PRESETS
-from recipes.study.spec import Row
+from recipes.study.presets import GRID, PRESETS, grid
 from recipes.study.statistics import Split
 from recipes.study.store import StoredRunError
 from recipes.study.study import Study
@@ -57,31 +55,18 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _study(options: argparse.Namespace) -> tuple[Study, str]:
-    if options.preset:
-        preset = PRESETS[options.preset]
-        title, problem = preset.title, options.problem or preset.problem
-    else:
-        title, problem = "Methods and callbacks", options.problem or "narrow"
-    name = ",".join([f"{options.recipe}:{problem}", *options.set])
-    if options.preset:
-        rows = preset.rows(name)
-    else:
-        chosen = [
-            Variant(method, callback) for method in options.methods or ["LS"] for callback in options.callbacks or []
-        ]
-        rows = [Row(name, variant) for variant in chosen]
-    if options.preset:
-        rows = [
-            row
-            for row in rows
-            if (not options.methods or row.variant.method in options.methods)
-            and (not options.callbacks or row.variant.callback in ("", *options.callbacks))
-        ]
-    # Every row with a callback is compared with the one without.
-    rows = list(dict.fromkeys(each for row in rows for each in (Row(row.problem, row.variant.plain), row)))
+    preset = PRESETS[options.preset] if options.preset else GRID
+    name = ",".join([f"{options.recipe}:{options.problem or preset.problem}", *options.set])
+    rows = preset.rows(name) if options.preset else grid(options.methods or ["LS"], options.callbacks or ["COST"])(name)
+    rows = [
+        row
+        for row in rows
+        if (options.methods is None or row.variant.method in options.methods)
+        and (options.callbacks is None or row.variant.callback in ("", *options.callbacks))
+    ]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     stem = f"{options.recipe}_{(options.preset or 'grid').replace(' ', '-')}"
-    return Study(rows, options.output, seeds, options.epochs, title), stem
+    return Study(rows, options.output, seeds, options.epochs, preset.title), stem
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -93,13 +78,29 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a recipe with a `problems` module, such as digits; or a module of yours")
-    parser.add_argument("--preset", choices=PRESETS, metavar="NAME", help="which question to ask (below)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        metavar="NAME",
+        help="which question to ask (below); default: the methods and callbacks given",
+    )
     parser.add_argument("--problem", help="problem of the recipe; default: the preset's")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the problem, such as width=8"
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="only these methods")
-    parser.add_argument("--callbacks", nargs="+", metavar="CALLBACK", help="only these callbacks, or MODULE:FUNCTION")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="METHOD",
+        help="only these methods; without a preset, default: LS",
+    )
+    parser.add_argument(
+        "--callbacks",
+        nargs="+",
+        metavar="CALLBACK",
+        help="only these callbacks, or module:function; without a preset, default: COST",
+    )
     parser.add_argument("--seeds", type=_at_least(1), default=5, help="number of seeds; default: 5")
     parser.add_argument("--first-seed", type=_at_least(0), default=0, help="default: 0")
     parser.add_argument("--epochs", type=_at_least(1), help="how long to train; default: as the problem says")

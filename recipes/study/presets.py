@@ -10,7 +10,7 @@ from recipes.methods import METHODS
 from recipes.study.callbacks import CALLBACKS
 from recipes.study.spec import Row
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["GRID", "PRESETS", "Preset", "grid"]
 
 _CONTROLS = ("COST", "random direction", "reversed direction")
 
@@ -30,8 +30,8 @@ class Preset:
     problem: str = "narrow"
 
 
-def _grid(methods: Sequence[str], callbacks: Sequence[str]) -> Callable[[str], list[Row]]:
-    """Each method without a callback and with each of some."""
+def grid(methods: Sequence[str], callbacks: Sequence[str]) -> Callable[[str], list[Row]]:
+    """Makes the rows for each method without a callback and with each of some."""
     return lambda problem: [
         Row(problem, Variant(method, callback)) for method in methods for callback in ("", *callbacks)
     ]
@@ -40,50 +40,53 @@ def _grid(methods: Sequence[str], callbacks: Sequence[str]) -> Callable[[str], l
 def _sweep(variations: Sequence[str], methods: Sequence[str], callbacks: Sequence[str]) -> Callable[[str], list[Row]]:
     """The same for some variations of the problem."""
     return lambda problem: [
-        row for variation in variations for row in _grid(methods, callbacks)(f"{problem}{variation}")
+        row for variation in variations for row in grid(methods, callbacks)(f"{problem}{variation}")
     ]
 
 
+GRID = Preset("Methods and callbacks", grid(["LS"], ["COST"]))
+"""What is asked where no preset is named; the command line chooses other methods and callbacks."""
+
 PRESETS: dict[str, Preset] = {
     "control": Preset(
-        "Is there an effect, and is it the direction? (the positive control)", _grid(["LS", "UPGrad"], _CONTROLS)
+        "Is there an effect, and is it the direction? (the positive control)", grid(["LS", "UPGrad"], _CONTROLS)
     ),
-    "plug-and-play": Preset("Does COST help each method? (Tables 1 to 3 and 5)", _grid(list(METHODS), ["COST"])),
+    "plug-and-play": Preset("Does COST help each method? (Tables 1 to 3 and 5)", grid(list(METHODS), ["COST"])),
     "ablation": Preset(
         "Which part of the paper's method matters? (Table 4)",
-        _grid(["FairGrad"], ["L_t", "L_g", "L_t + L_g", "paper"]),
+        grid(["FairGrad"], ["L_t", "L_g", "L_t + L_g", "paper"]),
     ),
     "triggers": Preset(
         "When to teleport? (Table 7, Fig. 10)",
-        _grid(["FairGrad"], ["COST", "any", "weak", "majority 0.5", "majority 0.3", "majority 0.15", "running mean"]),
+        grid(["FairGrad"], ["COST", "any", "weak", "majority 0.5", "majority 0.3", "majority 0.15", "running mean"]),
         "many",
     ),
     "adapters": Preset(
-        "Which adapter? (Table 8)", _grid(["FairGrad"], ["COST", "LoRA adapter", "LoHa adapter", "LoKr adapter"])
+        "Which adapter? (Table 8)", grid(["FairGrad"], ["COST", "LoRA adapter", "LoHa adapter", "LoKr adapter"])
     ),
-    "searches": Preset("How to search?", _grid(["LS"], ["COST", "full rank", "2 steps", "penalty search", "paper"])),
+    "searches": Preset("How to search?", grid(["LS"], ["COST", "full rank", "2 steps", "penalty search", "paper"])),
     "objectives": Preset(
         "What to look for?",
-        _grid(["LS", "UPGrad"], [*_CONTROLS, "gradient norm", "sharpness", "flatter", "look ahead"]),
+        grid(["LS", "UPGrad"], [*_CONTROLS, "gradient norm", "sharpness", "flatter", "look ahead"]),
     ),
     "history": Preset(
         "What to keep of Adam's history?",
-        _grid(["LS", "UPGrad"], ["COST", "history momentum", "history paper", "history reset"]),
+        grid(["LS", "UPGrad"], ["COST", "history momentum", "history paper", "history reset"]),
     ),
-    "rank": Preset("How large an adapter?", _grid(["LS"], ["rank 1", "rank 2", "COST", "rank 10", "full rank"])),
-    "batches": Preset("How many batches?", _grid(["LS"], ["COST", "2 batches", "4 batches"])),
+    "rank": Preset("How large an adapter?", grid(["LS"], ["rank 1", "rank 2", "COST", "rank 10", "full rank"])),
+    "batches": Preset("How many batches?", grid(["LS"], ["COST", "2 batches", "4 batches"])),
     "interval": Preset(
         "How often?",
-        _grid(["LS", "UPGrad"], ["COST", "every 2 steps", "every 4 steps", "every 8 steps", "once an epoch"]),
+        grid(["LS", "UPGrad"], ["COST", "every 2 steps", "every 4 steps", "every 8 steps", "once an epoch"]),
     ),
     "timing": Preset(
         "When in training?",
-        _grid(
+        grid(
             ["UPGrad"], ["COST", "from the start", "first third", "middle third", "last third", "last third, flatter"]
         ),
     ),
     "drops": Preset(
-        "At learning-rate drops?", _grid(["LS", "UPGrad"], ["COST", "after drops", "last third, flatter"]), "drops"
+        "At learning-rate drops?", grid(["LS", "UPGrad"], ["COST", "after drops", "last third, flatter"]), "drops"
     ),
     "imbalance": Preset(
         "How does imbalance matter?",
@@ -92,8 +95,8 @@ PRESETS: dict[str, Preset] = {
     "width": Preset(
         "How does capacity matter?", _sweep([f",width={width}" for width in (4, 8, 16, 64)], ["LS", "UPGrad"], ["COST"])
     ),
-    "many": Preset("How do many tasks matter?", _grid(["LS", "UPGrad", "FairGrad"], _CONTROLS), "many"),
+    "many": Preset("How do many tasks matter?", grid(["LS", "UPGrad", "FairGrad"], _CONTROLS), "many"),
     "all callbacks": Preset(
-        "What does every setting do?", _grid(["LS"], [name for name in CALLBACKS if name != "after drops"])
+        "What does every setting do?", grid(["LS"], [name for name in CALLBACKS if name != "after drops"])
     ),
 }

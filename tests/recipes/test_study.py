@@ -1,0 +1,444 @@
+"""Studies: plans, stored runs, statistics worked by hand, and the command line killed and started again."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_cost import SymmetryTeleportCallback
+from lightning_cost.gradients import TaskGradients
+from lightning_cost.landscape import Point
+from lightning_cost.objectives import RandomDirection
+from lightning_cost.teleport import TeleportReport
+from recipes.common.compare import SINGLE_TASK, Variant
+from recipes.common.training import Evaluation, Look, Measured, train_and_test
+from recipes.methods import METHODS
+from recipes.study import Row, Study
+from recipes.study.__main__ import main
+from recipes.study.callbacks import CALLBACKS, make_callback
+from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
+from recipes.study.presets import PRESETS
+from recipes.study.problem import baseline_problem, find_problem
+from recipes.study.runner import settings_of
+from recipes.study.spec import RunSpec, plan
+from recipes.study.statistics import paired_change, summarize
+from recipes.study.store import Record, Store, StoredRunError, versions
+from tests.helpers import Net, fit, make_batches
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def test_overrides_of_a_problem():
+    problem = find_problem("digits:narrow,width=8,loss_weights.right=0.5,lr_milestones=[3]")
+    assert (problem.width, problem.loss_weights, list(problem.lr_milestones)) == (8, {"left": 1.0, "right": 0.5}, [3])
+    assert find_problem("digits:narrow").loss_weights == {"left": 1.0, "right": 0.03}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits:nothing", "digits:balanced.*got 'digits:nothing'"),
+        ("no_such_recipe:narrow", "there is no module"),
+        ("digits:narrow,depth=3", "field of .*width.*got 'depth=3'"),
+        ("digits:narrow,width", "field=value"),
+    ],
+)
+def test_unknown_problems(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_problem(name)
+
+
+MINE = replace(find_problem("digits:narrow"), title="mine")
+
+
+def test_a_problem_of_ones_own_module():
+    assert find_problem(f"{__name__}:MINE,width=3") == replace(MINE, width=3)
+
+
+def test_baselines_are_shared_where_the_problem_is_the_same_for_a_single_task():
+    assert baseline_problem("digits:narrow,loss_weights.right=0.1,width=8") == "digits:narrow,width=8"
+    rows = [Row(f"digits:narrow,loss_weights.right={weight}", Variant("LS")) for weight in (1, 0.1)]
+    specs = plan(rows, seeds=[3, 4], epochs=5)
+    singles = [(spec.problem, spec.task, spec.seed) for spec in specs if spec.variant.method == SINGLE_TASK]
+    assert singles == [("digits:narrow", task, seed) for seed in (3, 4) for task in ("left", "right")]
+    assert len({spec.name for spec in specs}) == len(specs) == 8
+
+
+def test_seeds_of_a_plan():
+    rows = [Row("digits:narrow", Variant("LS"))]
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ValueError, match="each once"):
+            plan(rows, seeds)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_compare_with_the_method_without_a_callback(name):
+    preset = PRESETS[name]
+    rows = preset.rows(f"digits:{preset.problem}")
+    assert len(rows) == len(set(rows)) > 1
+    for row in rows:
+        assert replace(row, variant=row.variant.plain) in rows
+        settings_of(RunSpec(row.problem, row.variant, seed=0, epochs=1))  # all names are known
+
+
+def test_every_method_of_the_paper_has_both_rows():
+    rows = PRESETS["plug-and-play"].rows("digits:narrow")
+    assert [(row.variant.method, row.variant.callback) for row in rows] == [
+        (method, callback) for method in METHODS for callback in ("", "COST")
+    ]
+    assert len(METHODS) == 15
+
+
+def test_callbacks():
+    problem = find_problem("digits:narrow")
+    for name in CALLBACKS:
+        if name != "after drops":
+            assert make_callback(name, problem) is not make_callback(name, problem)
+    assert make_callback(f"{__name__}:tiny_steps", problem).schedule.check_every_n_steps == 7
+    with pytest.raises(ValueError, match=r"COST.*got 'cost'"):
+        make_callback("cost", problem)
+    with pytest.raises(ValueError, match="lr_milestones"):
+        make_callback("after drops", problem)
+    assert make_callback("after drops", replace(problem, lr_milestones=[4])).epochs == {4, 5}
+
+
+def tiny_steps(problem):
+    return SymmetryTeleportCallback(check_every_n_steps=7)
+
+
+SMALL = "digits:narrow,num_train=128,evaluations=1"
+
+
+@pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "after drops"])
+def test_every_callback_trains(name):
+    problem = find_problem("digits:many,num_train=128" if name.startswith("majority") else SMALL)
+    callback = make_callback(name, replace(problem, epochs=5))
+    callback.trigger = lambda gradients: True
+    measured = train_and_test(
+        lambda: problem.make_model(problem.tasks, None),
+        problem.make_data(problem.tasks, 0),
+        seed=0,
+        epochs=5,
+        teleport=callback,
+        validate_every=5,
+        look_every=None,
+    )
+    assert measured.reports
+    assert all(math.isfinite(value) for value in measured.test.values())
+
+
+# --------------------------------------------------------------------------------------------------------- experiments
+
+
+def test_teleports_in_some_epochs_only():
+    callback = EpochTeleportCallback({1, 3}, trigger=lambda gradients: True)
+    fit(Net(), make_batches(3), max_epochs=5, callbacks=[callback])
+    assert [report.epoch for report in callback.reports] == [1, 1, 1, 3, 3, 3]
+    assert "[1, 3]" in repr(callback)
+
+
+def test_a_smoothed_trigger_looks_at_the_running_mean():
+    trigger = SmoothedTrigger(decay=0.5)
+    opposed = TaskGradients(["a", "b"], torch.tensor([[2.0, 0.0], [-1.0, 0.0]]))
+    aligned = TaskGradients(["a", "b"], torch.tensor([[2.0, 0.0], [1.5, 0.0]]))
+    # The second row of the mean: -1, 0.25, -0.375, 0.5625.
+    assert [trigger(gradients) for gradients in (opposed, aligned, opposed, aligned)] == [True, False, True, False]
+    with pytest.raises(ValueError, match="decay"):
+        SmoothedTrigger(decay=1.0)
+
+
+class Probe(LookAhead):
+    """Compares the gradient with differences of the value, in double precision."""
+
+    def __init__(self):
+        super().__init__(steps=3.0, epsilon=1e-5)
+        self.errors = []
+
+    def value_and_gradient(self, landscape, point):
+        value, gradient = super().value_and_gradient(landscape, point)
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(len(gradient), generator=generator, dtype=gradient.dtype)
+        direction /= direction.norm()
+        ends = []
+        for sign in (1, -1):
+            with landscape.displaced(direction, sign * 1e-5):
+                losses, mean = landscape.gradient(torch.full((3,), 1 / 3, dtype=gradient.dtype))
+                matrix = mean.repeat(3, 1)
+                ends.append(self.value(landscape, Point(losses, TaskGradients(point.gradients.names, matrix))))
+        slope = (ends[0] - ends[1]) / 2e-5
+        self.errors.append(abs(slope - float(gradient @ direction)) / abs(slope))
+        return value, gradient
+
+
+def test_the_gradient_of_the_look_ahead():
+    objective = Probe()
+    callback = SymmetryTeleportCallback(trigger=lambda gradients: True, objective=objective)
+    batches = [{name: value.double() for name, value in batch.items()} for batch in make_batches(4)]
+    fit(Net().double(), batches, max_epochs=2, callbacks=[callback], precision="64-true")
+    assert len(objective.errors) == 4
+    assert max(objective.errors) < 1e-3
+
+
+def test_a_running_direction_averages_the_gradients_of_teleports():
+    seen = []
+
+    class Spy(RandomDirection):
+        def value_and_gradient(self, landscape, point):
+            value, gradient = super().value_and_gradient(landscape, point)
+            seen.append(gradient.clone())
+            return value, gradient
+
+    objective = RunningDirection(Spy(), decay=0.75, every=2)
+    vectors = [objective.value_and_gradient(*_landscape())[1] for _ in range(4)]
+    assert len(seen) == 2
+    torch.testing.assert_close(vectors[0], seen[0])
+    torch.testing.assert_close(vectors[1], seen[0])
+    torch.testing.assert_close(vectors[2], 0.75 * seen[0] + 0.25 * seen[1])
+    torch.testing.assert_close(vectors[3], vectors[2])
+
+
+class _Noise:
+    generator = torch.Generator().manual_seed(0)
+
+    def standard_normal(self):
+        return torch.randn(5, generator=self.generator)
+
+
+def _landscape():
+    return _Noise(), None
+
+
+# ---------------------------------------------------------------------------------------------------------------- store
+
+
+LS, COST = Variant("LS"), Variant("LS", "COST")
+
+
+def make_record(variant=LS, seed=0, task=None, values=(0.5, 0.6), seconds=(1.0, 2.0)):
+    """A run of two evaluations at steps 10 and 20, whose metrics are the values."""
+    tasks = ["left", "right"] if task is None else [task]
+    curve = [
+        Evaluation(10 * (place + 1), {f"{name}_accuracy": value for name in tasks}, seconds[place])
+        for place, value in enumerate(values)
+    ]
+    report = TeleportReport(
+        step=3,
+        epoch=1,
+        accepted=True,
+        reason="accepted",
+        losses_before={"left": 1.0},
+        losses_after={"left": 1.1},
+        cosines_before={"left": -0.1},
+        cosines_after={"left": 0.1},
+        grad_norm_before=1.0,
+        grad_norm_after=2.0,
+        sigma=0.1,
+        drift=0.01,
+        seconds=0.5,
+        forwards=4,
+        backwards=5,
+        trace=[{"stage": "start"}],
+    )
+    looks = [Look(0, {"left": 1.0}, True), Look(10, {"left": 1.0}, False)]
+    reports = [report] if variant.callback else []
+    measured = Measured(curve[-1].metrics, curve, looks, reports, 20, 2.5, 2.0, curve)
+    spec = RunSpec("digits:narrow", variant, seed, epochs=2, task=task)
+    return Record(spec, settings_of(spec), versions(), measured)
+
+
+def test_a_stored_run_comes_back(tmp_path):
+    record, store = make_record(COST), Store(tmp_path / "runs")
+    assert not store.has(record.spec, record.settings)
+    store.save(record)
+    assert store.has(record.spec, record.settings)
+    loaded = store.load(record.spec)
+    assert loaded == record
+    assert loaded.measured.validation[0].seconds == 1.0
+    assert store.load(record.spec, reports=False).measured.reports == []
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        f"{record.spec.name}.json",
+        f"{record.spec.name}.reports.jsonl.gz",
+    ]
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
+    store, record = Store(tmp_path), make_record()
+    store.save(replace(record, settings={**record.settings, "method": "another"}))
+    with pytest.raises(StoredRunError, match=r"method.*another.*Delete it"):
+        store.has(record.spec, record.settings)
+
+
+def test_a_broken_file_is_named(tmp_path):
+    store, record = Store(tmp_path), make_record()
+    with pytest.raises(StoredRunError, match="not finished"):
+        store.load(record.spec)
+    store.save(record)
+    (tmp_path / f"{record.spec.name}.reports.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(StoredRunError, match=r"reports\.jsonl\.gz cannot be read"):
+        store.load(record.spec)
+    (tmp_path / f"{record.spec.name}.json").write_text("{")
+    with pytest.raises(StoredRunError, match="Delete it to run it again"):
+        store.has(record.spec, record.settings)
+
+
+def test_a_run_that_fails_to_be_written_is_not_there(tmp_path, monkeypatch):
+    store, record = Store(tmp_path), make_record()
+    monkeypatch.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        store.save(record)
+    assert not store.has(record.spec, record.settings)
+    assert not list(tmp_path.glob(".*"))
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_changes_at_equal_steps_and_at_equal_time():
+    records = [
+        *(make_record(Variant(SINGLE_TASK), seed, task, (0.7, 0.8)) for seed in (0, 1) for task in ("left", "right")),
+        make_record(LS, 0, values=(0.4, 0.6)),
+        make_record(LS, 1, values=(0.4, 0.4)),
+        # Twice as slow: after the 2 seconds of LS it is where its first evaluation was.
+        make_record(COST, 0, values=(0.56, 0.8), seconds=(2.0, 4.0)),
+        make_record(COST, 1, values=(0.4, 0.5), seconds=(2.0, 4.0)),
+    ]
+    plain, with_cost = summarize("digits:narrow", find_problem("digits:narrow"), records, "validation")
+    assert plain.delta_m.mean == pytest.approx((25 + 50) / 2)
+    assert plain.same_steps is plain.same_time is plain.slowdown is None
+    assert with_cost.delta_m.mean == pytest.approx((0 + 37.5) / 2)
+    # At equal steps 0 - 25 and 37.5 - 50; at equal time 30 - 25 and 50 - 50.
+    assert with_cost.same_steps.mean == pytest.approx((-25 - 12.5) / 2)
+    assert with_cost.same_time.mean == pytest.approx((5 + 0) / 2)
+    assert (with_cost.same_steps.better, with_cost.same_time.better) == (2, 0)
+    assert with_cost.slowdown == pytest.approx(2.0)
+    assert (plain.mean_rank, with_cost.mean_rank) == (2.0, 1.0)
+    assert (plain.conflict, with_cost.accepted, with_cost.tried) == (0.5, 2, 2)
+
+
+def test_the_interval_of_a_change():
+    values = np.random.default_rng(1).normal(-1, 1, 10)
+    change = paired_change(values)
+    assert change.mean == pytest.approx(values.mean())
+    assert change.low < change.mean < change.high
+    assert (change.better, change.seeds) == ((values < 0).sum(), 10)
+    assert change == paired_change(values)
+    shifted = paired_change(values + 5)
+    assert (shifted.low - 5, shifted.high - 5) == pytest.approx((change.low, change.high))
+    assert change.is_gain == (change.high < 0)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    samples = np.random.default_rng(0).normal(0, 1, (100, 20))
+    changes = [paired_change(sample) for sample in samples]
+    assert 0.88 <= np.mean([change.low < 0 < change.high for change in changes]) <= 0.98
+
+
+def test_intervals_of_one_seed_and_of_equal_values():
+    alone = paired_change([3.0])
+    assert alone.mean == 3.0
+    assert math.isnan(alone.low)
+    equal = paired_change([2.0, 2.0])
+    assert (equal.low, equal.high) == (2.0, 2.0)
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+COMMAND = ["digits", "--seeds", "2", "--epochs", "2"]
+SET = ["--set", "num_train=256", "evaluations=2", "look_every=3"]
+NUM_RUNS = 2 * 2 + 2 * 2
+
+
+def test_a_study_killed_and_started_again_repeats_and_loses_nothing(tmp_path, capsys):
+    output = tmp_path / "study"
+    command = [*COMMAND, *SET, "--jobs", "1", "--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipes.study", *command], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(finished(output)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = finished(output)
+    assert 2 <= len(before) < NUM_RUNS
+
+    assert main(command) == 0
+    after = finished(output)
+    assert len(after) == NUM_RUNS
+    assert {name: after[name] for name in before} == before
+    assert f"{NUM_RUNS} runs, {NUM_RUNS - len(before)} of them done now." in capsys.readouterr().out
+
+    # Again, for the table of the test split: there is nothing left to run.
+    assert main([*command, "--split", "test"]) == 0
+    assert "Test metrics" in (output / "digits_grid_test.md").read_text()
+    assert finished(output) == after
+    assert f"{NUM_RUNS} runs, 0 of them done now." in capsys.readouterr().out
+
+    table = (output / "digits_grid_validation.md").read_text()
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| LS")]
+    assert [[cell.strip() for cell in row] for row in rows] == [["LS", "–"], ["LS", "COST"]]
+    with (output / "digits_grid_validation_summary.csv").open(newline="") as file:
+        summary = list(csv.DictReader(file))
+    assert [row["equal_steps_seeds"] for row in summary] == ["", "2"]
+    with (output / "digits_grid_validation_curves.csv").open(newline="") as file:
+        curves = list(csv.DictReader(file))
+    assert len(curves) == 2 * 2 * 2
+    ends = [row for row in curves if row["step"] == "8" and not row["callback"]]
+    last = [float(row["delta_m"]) for row in ends]
+    assert float(summary[0]["delta_m"]) == pytest.approx(sum(last) / 2)
+    drawn = {path.stem.split("_")[-1] for path in output.glob("*.png")}
+    assert {"steps", "time", "changes", "conflict"} <= drawn
+
+    # Runs of a pair start alike.
+    stored = [json.loads(path.read_text()) for path in sorted((output / "runs").glob("*__s0.json"))]
+    firsts = {tuple(run["measured"]["looks"][0]["losses"].values()) for run in stored if run["measured"]["looks"]}
+    assert len(firsts) == 1
+    assert all(run["versions"] == versions() for run in stored)
+
+
+def finished(output):
+    return {path.name: path.stat().st_mtime_ns for path in (output / "runs").glob("*.json")}
+
+
+def broken(problem):
+    return SymmetryTeleportCallback(trigger=lambda gradients: 1 / 0)
+
+
+def test_a_run_that_fails_ends_the_study_with_its_traceback(tmp_path, capsys):
+    rows = ["digits", "--methods", "LS", "--callbacks", f"{__name__}:broken", "--seeds", "1", "--epochs", "2"]
+    assert main([*rows, *SET, "--jobs", "1", "--output", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "ZeroDivisionError" in printed
+    assert "broken" in printed
+
+
+def test_bad_arguments(tmp_path, capsys):
+    assert main(["digits", "--problem", "nothing", "--output", str(tmp_path)]) == 1
+    assert "digits:narrow" in capsys.readouterr().out
+    for arguments in (["digits", "--seeds", "0"], ["digits", "--preset", "nothing"], ["digits", "--methods", "SGD"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_in_python(tmp_path):
+    rows = [Row(SMALL, Variant("LS")), Row(SMALL, Variant("LS", "COST"))]
+    study = Study(rows, output=tmp_path, seeds=[5], epochs=1, title="Mine")
+    with pytest.raises(StoredRunError, match="not finished"):
+        study.markdown()
+    assert study.run(jobs=1) == 4
+    assert study.run(jobs=1) == 0
+    text = study.markdown()
+    assert "## Mine" in text
+    assert "2 steps" in text
+    assert [row.variant for row in study.summaries()[SMALL]] == [Variant("LS"), Variant("LS", "COST")]
