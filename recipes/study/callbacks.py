@@ -11,7 +11,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig
 from lightning_cost import LevelSetSearch, PenaltySearch, SymmetryTeleportCallback
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, RandomDirection, Reversed
 from lightning_cost.triggers import Majority
-from recipes.study.experimental import EpochTeleportCallback, LookAhead, SmoothedTrigger
+from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
 from recipes.study.problem import Problem, import_object
 
 __all__ = ["CALLBACKS", "make_callback"]
@@ -63,6 +63,11 @@ CALLBACKS: dict[str, Factory] = {
     "sharpness": _cost(objective="sharpness"),
     "flatter": _cost(objective=Reversed(GradientNorm())),
     "look ahead": _cost(objective=LookAhead()),
+    "running direction": _cost(objective=RunningDirection(ConflictAlignment(), decay=0.5)),
+    **{
+        f"running direction, every {every}": _cost(objective=RunningDirection(ConflictAlignment(), 0.7, every))
+        for every in (2, 4)
+    },
     # History.
     "history momentum": _cost(history="momentum"),
     "history paper": _cost(history="paper"),

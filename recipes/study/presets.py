@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from recipes.common.compare import Variant
 from recipes.methods import METHODS
-from recipes.study.callbacks import CALLBACKS
 from recipes.study.spec import Row
 
 __all__ = ["GRID", "PRESETS", "Preset", "grid"]
@@ -67,17 +66,23 @@ PRESETS: dict[str, Preset] = {
     "searches": Preset("How to search?", grid(["LS"], ["COST", "full rank", "2 steps", "penalty search", "paper"])),
     "objectives": Preset(
         "What to look for?",
-        grid(["LS", "UPGrad"], [*_CONTROLS, "gradient norm", "sharpness", "flatter", "look ahead"]),
+        grid(["LS"], [*_CONTROLS, "gradient norm", "sharpness", "flatter", "look ahead"]),
     ),
     "history": Preset(
         "What to keep of Adam's history?",
-        grid(["LS", "UPGrad"], ["COST", "history momentum", "history paper", "history reset"]),
+        grid(["LS"], ["COST", "history momentum", "history paper", "history reset"]),
     ),
     "rank": Preset("How large an adapter?", grid(["LS"], ["rank 1", "rank 2", "COST", "rank 10", "full rank"])),
     "batches": Preset("How many batches?", grid(["LS"], ["COST", "2 batches", "4 batches"])),
     "interval": Preset(
         "How often?",
         grid(["LS", "UPGrad"], ["COST", "every 2 steps", "every 4 steps", "every 8 steps", "once an epoch"]),
+    ),
+    "direction": Preset(
+        "Does a running mean of the direction help?",
+        grid(
+            ["LS", "UPGrad"], ["COST", "running direction", "running direction, every 2", "running direction, every 4"]
+        ),
     ),
     "timing": Preset(
         "When in training?",
@@ -90,13 +95,10 @@ PRESETS: dict[str, Preset] = {
     ),
     "imbalance": Preset(
         "How does imbalance matter?",
-        _sweep([f",loss_weights.right={weight}" for weight in (1.0, 0.3, 0.1, 0.03, 0.01)], ["LS", "UPGrad"], ["COST"]),
+        _sweep([f",loss_weights.right={weight}" for weight in (1.0, 0.3, 0.1, 0.03, 0.01)], ["LS"], ["COST"]),
     ),
     "width": Preset(
-        "How does capacity matter?", _sweep([f",width={width}" for width in (4, 8, 16, 64)], ["LS", "UPGrad"], ["COST"])
+        "How does capacity matter?", _sweep([f",width={width}" for width in (4, 8, 16, 64)], ["LS"], ["COST"])
     ),
     "many": Preset("How do many tasks matter?", grid(["LS", "UPGrad", "FairGrad"], _CONTROLS), "many"),
-    "all callbacks": Preset(
-        "What does every setting do?", grid(["LS"], [name for name in CALLBACKS if name != "after drops"])
-    ),
 }
