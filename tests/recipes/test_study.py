@@ -11,9 +11,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_cost import SymmetryTeleportCallback
 from lightning_cost.gradients import TaskGradients
@@ -23,7 +25,7 @@ from lightning_cost.teleport import TeleportReport
 from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import Evaluation, Look, Measured, train_and_test
 from recipes.methods import METHODS
-from recipes.study import Row, Study
+from recipes.study import Problem, Row, Study
 from recipes.study.__main__ import main
 from recipes.study.callbacks import CALLBACKS, make_callback
 from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
@@ -429,6 +431,62 @@ def test_bad_arguments(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(arguments)
     assert not list(tmp_path.iterdir())
+
+
+class MeasuredNet(Net):
+    """Logs what a study compares."""
+
+    def _measure(self, stage, batch):
+        self.log_dict({f"{stage}/{name}_mse": loss for name, loss in self.task_losses(batch, 0).items()}, batch_size=1)
+
+    def validation_step(self, batch, batch_idx):
+        self._measure("val", batch)
+
+    def test_step(self, batch, batch_idx):
+        self._measure("test", batch)
+
+
+class Batches(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(make_batches(6), batch_size=None)
+
+    def val_dataloader(self):
+        return DataLoader(make_batches(2, seed=1), batch_size=None)
+
+    test_dataloader = val_dataloader
+
+
+class NetProblem(Problem):
+    """A module that has nothing to do with any recipe."""
+
+    @property
+    def higher_is_better(self):
+        return {f"{task}_mse": False for task in self.tasks}
+
+    def make_model(self, tasks, method):
+        return MeasuredNet(method, tasks=tasks)
+
+    def make_data(self, tasks, seed):
+        return Batches()
+
+
+OURS = NetProblem(title="ours", tasks=("left", "right"), epochs=2)
+
+
+def test_a_study_of_ones_own_module(tmp_path, capsys):
+    command = [__name__, "--problem", "OURS", "--methods", "FAMO", "--callbacks", f"{__name__}:often", "--seeds", "1"]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    (table,) = tmp_path.glob("*.md")
+    assert "ours" in table.read_text()
+    with next(tmp_path.glob("*summary.csv")).open(newline="") as file:
+        plain, often = csv.DictReader(file)
+    assert (plain["callback"], often["callback"]) == ("", f"{__name__}:often")
+    assert int(often["teleports_tried"]) == 6
+    assert float(plain["left_mse"]) > 0
+
+
+def often(problem):
+    return SymmetryTeleportCallback(trigger=lambda gradients: True)
 
 
 def test_a_study_in_python(tmp_path):
