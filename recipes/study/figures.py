@@ -10,18 +10,17 @@ import numpy as np
 from lightning_cost.plots import Curves, before_after, intervals, learning_curves
 from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import Measured
-from recipes.study.problem import Problem
 from recipes.study.statistics import Change, Curve, RowSummary, Split
 
 __all__ = ["draw"]
 
 _POINTS = 40
+_LOOKS_A_SPAN = 5
 _SHOWN = 4
 
 
 def draw(
     stem: str,
-    problem: Problem,
     by_variant: Mapping[Variant, Mapping[int, Measured]],
     curves: Mapping[Variant, Mapping[int, Curve]],
     summaries: Sequence[RowSummary],
@@ -32,8 +31,7 @@ def draw(
 
     Args:
         stem: Of the files' names.
-        problem: The problem.
-        by_variant: Its runs, see `group`.
+        by_variant: The runs of the problem, see `group`.
         curves: Their Δm%, see `delta_m_curves`.
         summaries: Their summaries.
         folder: Where to write.
@@ -76,13 +74,11 @@ def draw(
 
     path = folder / f"{stem}_conflict.png"
     panels = {
-        method: {
-            _label(variant): _conflict_per_epoch(list(by_variant[variant].values()), problem) for variant in variants
-        }
+        method: {_label(variant): _conflict_share(list(by_variant[variant].values())) for variant in variants}
         for method, variants in by_method.items()
     }
-    learning_curves(panels, "share of conflicting steps", xlabel="epoch").savefig(path)
-    yield "share of conflicting steps in each epoch (Fig. 5a)", path
+    learning_curves(panels, "share of conflicting steps").savefig(path)
+    yield "share of conflicting steps along training (Fig. 5a)", path
 
     moved = {
         str(variant): next(iter(runs.values())).reports
@@ -111,16 +107,17 @@ def _over_time(curves: Sequence[Curve]) -> Curves:
     return Curves(list(seconds), [[curve.at_second(second) for second in seconds] for curve in curves])
 
 
-def _conflict_per_epoch(runs: Sequence[Measured], problem: Problem) -> Curves:
-    """Up to 40 spans of the training, each the mean over the steps in it that were looked at."""
-    spans = min(problem.epochs, _POINTS)
+def _conflict_share(runs: Sequence[Measured]) -> Curves:
+    """Shares over spans of the training, each wide enough to hold some of the steps that were looked at."""
+    count = min(len(run.looks) for run in runs)
+    spans = min(max(1, count // _LOOKS_A_SPAN), _POINTS)
+    edges = np.linspace(0, min(run.steps for run in runs), spans + 1)
     shares = []
     for run in runs:
-        edges = np.linspace(0, run.steps, spans + 1)
         places = np.digitize([look.step for look in run.looks], edges) - 1
         flags = np.array([look.conflict for look in run.looks], dtype=float)
-        shares.append([flags[places == span].mean() if (places == span).any() else np.nan for span in range(spans)])
-    return Curves([int(epoch) for epoch in np.linspace(1, problem.epochs, spans)], shares)
+        shares.append([flags[places == span].mean() for span in range(spans)])
+    return Curves(list((edges[:-1] + edges[1:]) / 2), shares)
 
 
 def _ends(change: Change | None) -> tuple[float, float, float]:

@@ -142,4 +142,4 @@ class Study:
         yield "Δm% along training, one row an evaluation", path
         for name, runs in grouped.items():
             problem_stem = f"{stem}_{split}_{re.sub(r'[^A-Za-z0-9.=]+', '_', name)}"
-            yield from draw(problem_stem, find_problem(name), runs, curves[name], summaries[name], self.output, split)
+            yield from draw(problem_stem, runs, curves[name], summaries[name], self.output, split)
