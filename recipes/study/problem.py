@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -67,7 +68,7 @@ def find_problem(name: str) -> Problem:
     Raises:
         ValueError: If there is no such problem, or it has no such field.
     """
-    address, *overrides = name.split(",")
+    address, *overrides = _split(name)
     recipe, _, key = address.partition(":")
     try:
         module = importlib.import_module(recipe if "." in recipe else f"recipes.{recipe}.problems")
@@ -84,7 +85,7 @@ def find_problem(name: str) -> Problem:
 
 def baseline_problem(name: str) -> str:
     """The name of the problem that has the single-task baselines of a problem."""
-    address, *overrides = name.split(",")
+    address, *overrides = _split(name)
     ignored = find_problem(name).multi_task_fields
     return ",".join([address, *(text for text in overrides if text.partition("=")[0].partition(".")[0] not in ignored)])
 
@@ -100,6 +101,11 @@ def import_object(address: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{address!r} must be the name of a module, a colon and a name in it: {error}.") from error
+
+
+def _split(name: str) -> list[str]:
+    """The parts between commas, but for those within brackets."""
+    return re.split(r",(?![^\[{]*[\]}])", name)
 
 
 def _override(problem: Problem, overrides: Sequence[str]) -> Problem:

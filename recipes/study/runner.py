@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from recipes.common.progress import run_with_progress
 from recipes.common.training import be_a_quiet_worker, train_and_test
 from recipes.methods import make_method
 from recipes.study.callbacks import make_callback
-from recipes.study.problem import find_problem
+from recipes.study.problem import Problem, find_problem
 from recipes.study.spec import RunSpec
 from recipes.study.store import Record, Store, versions
 
@@ -53,7 +54,7 @@ def run_missing(specs: Sequence[RunSpec], folder: Path, jobs: int, console: Cons
 
 def settings_of(spec: RunSpec) -> dict[str, str]:
     """The problem, the method and the callback of a run, spelled out."""
-    problem = find_problem(spec.problem)
+    problem = _problem(spec)
     single, callback = spec.variant.method == SINGLE_TASK, spec.variant.callback
     return {
         "problem": repr(problem),
@@ -62,9 +63,13 @@ def settings_of(spec: RunSpec) -> dict[str, str]:
     }
 
 
+def _problem(spec: RunSpec) -> Problem:
+    return replace(find_problem(spec.problem), epochs=spec.epochs)
+
+
 def _train(job: tuple[RunSpec, Path]) -> None:
     spec, folder = job
-    problem = find_problem(spec.problem)
+    problem = _problem(spec)
     tasks = problem.tasks if spec.task is None else (spec.task,)
     method = None if spec.task is not None else make_method(spec.variant.method, len(tasks))
     measured = train_and_test(
@@ -75,7 +80,7 @@ def _train(job: tuple[RunSpec, Path]) -> None:
         teleport=make_callback(spec.variant.callback, problem) if spec.variant.callback else None,
         validate_every=max(1, spec.epochs // problem.evaluations),
         look_every=problem.look_every if spec.task is None else None,
-        test_curve=spec.test_curve,
+        test_curve=True,
     )
     for report in measured.reports[1:]:
         report.trace.clear()

@@ -19,12 +19,10 @@ class Row:
     Attributes:
         problem: See `find_problem`.
         variant: The method, without a callback or with one.
-        epochs: How long to train; None: as the problem says.
     """
 
     problem: str
     variant: Variant
-    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class RunSpec:
         seed: Seed of the initial weights and of the order of the batches.
         epochs: How long to train.
         task: The one task of a single-task run.
-        test_curve: Whether to test along training as well.
     """
 
     problem: str
@@ -45,7 +42,6 @@ class RunSpec:
     seed: int
     epochs: int
     task: str | None = None
-    test_curve: bool = True
 
     @property
     def name(self) -> str:
@@ -67,7 +63,7 @@ def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -
     Args:
         rows: The rows.
         seeds: Seeds of each row.
-        epochs: How long to train everything; None: as the rows and the problems say.
+        epochs: How long to train everything; None: as the problems say.
 
     Raises:
         ValueError: If a seed is given twice or none at all.
@@ -76,11 +72,10 @@ def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -
         raise ValueError(f"`seeds` must hold at least one seed, each once; got {list(seeds)}.")
     specs: dict[RunSpec, None] = {}
     for row in rows:
-        problem = find_problem(row.problem)
-        length = epochs or row.epochs or problem.epochs
+        problem, baseline = find_problem(row.problem), baseline_problem(row.problem)
+        length = epochs or problem.epochs
         for seed in seeds:
             for task in problem.tasks:
-                baseline = baseline_problem(row.problem)
-                specs[RunSpec(baseline, Variant(SINGLE_TASK), seed, epochs or problem.epochs, task)] = None
+                specs[RunSpec(baseline, Variant(SINGLE_TASK), seed, length, task)] = None
             specs[RunSpec(row.problem, row.variant, seed, length)] = None
     return list(specs)

@@ -31,7 +31,7 @@ class Study:
         rows: What to run; see `Row`. Each with a callback is compared with that of the same problem and method without.
         output: Folder of the runs, tables and figures. Studies may share it: a run that two of them need is done once.
         seeds: Seeds of each row.
-        epochs: How long to train everything; None: as the rows and the problems say.
+        epochs: How long to train everything; None: as the problems say.
         title: What the tables say above.
 
     Example:
