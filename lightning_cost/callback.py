@@ -146,6 +146,7 @@ class SymmetryTeleportCallback(Callback):
             tolerance,
         )
         self._history = HistoryReuse(history)
+        self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
         self._epoch = _EpochCounts()
         self._due: bool | None = None
@@ -190,6 +191,8 @@ class SymmetryTeleportCallback(Callback):
             "invariance": self._teleporter.invariance,
             "num_batches": self.num_batches,
             "history": self._history.mode,
+            "seed": self._seed,
+            "check_ranks": self.check_ranks,
         }
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
 
@@ -505,7 +508,12 @@ def _search(value: SearchName | Search) -> Search:
 def _changed_fields(config: PeftConfig) -> str:
     """A configuration without the dozens of fields that have their default."""
     default = type(config)().to_dict()
-    changed = {name: value for name, value in config.to_dict().items() if value != default.get(name)}
+    changed = {
+        # The order of a set differs between processes.
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+        if value != default.get(name)
+    }
     return f"{type(config).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
 

@@ -254,6 +254,7 @@ class MultiTaskMixin(LightningModule):
     @override
     def on_fit_start(self) -> None:
         """Refuse what is not supported, and prepare compiled code for several backward passes, before any runs."""
+        super().on_fit_start()
         # An earlier fit may have ended in the middle of a step.
         self.discard_step()
         if self.reduce_dtype is not None and not getattr(self.reduce_dtype, "is_floating_point", False):
@@ -276,6 +277,7 @@ class MultiTaskMixin(LightningModule):
     @override
     def teardown(self, stage: str) -> None:
         """Leave the optimizer as it was."""
+        super().teardown(stage)
         self._upkeep.stop()
 
     @override
@@ -345,6 +347,7 @@ class MultiTaskMixin(LightningModule):
         self._recording = False
         self._recorded = []
         self._unused_since_step = None
+        super().on_before_optimizer_step(optimizer)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -352,6 +355,7 @@ class MultiTaskMixin(LightningModule):
 
         So a resumed run does what an uninterrupted one does, and rounds as it does.
         """
+        super().on_save_checkpoint(checkpoint)
         checkpoint[_CHECKPOINT_KEY] = {
             "rates": dict(self._gradient_buffer.rates),
             "method": self._upkeep.state_dict(self),
@@ -360,6 +364,7 @@ class MultiTaskMixin(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what :meth:`on_save_checkpoint` saved, if it is there."""
+        super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(_CHECKPOINT_KEY, {})
         self._gradient_buffer.rates = dict(state.get("rates", {}))
         self._upkeep.load_state_dict(state.get("method", {}))

@@ -213,9 +213,9 @@ def learning_curves(
     figure, axes = _panels("panels", panels, columns)
     for ax, (title, variants) in zip(axes, panels.items(), strict=True):
         _check_panels(f"panels[{title!r}]", variants)
-        for (variant, curves), color in zip(variants.items(), _cycle(variants), strict=True):
+        for (variant, curves), color, style in zip(variants.items(), _cycle(variants), _styles(variants), strict=True):
             values = np.asarray(curves.values, dtype=float)
-            ax.plot(curves.steps, values.mean(axis=0), color=color, linewidth=1.8, label=variant)
+            ax.plot(curves.steps, values.mean(axis=0), style, color=color, linewidth=1.8, label=variant)
             low, high = values.min(axis=0), values.max(axis=0)
             ax.fill_between(curves.steps, low, high, color=color, alpha=0.18, linewidth=0)
         if logarithmic_above is not None:
@@ -368,6 +368,11 @@ def _tidy(ax: Axes) -> None:
 
 def _cycle(names: Mapping[str, object]) -> list[str]:
     return [_COLORS[index % len(_COLORS)] for index in range(len(names))]
+
+
+def _styles(names: Mapping[str, object]) -> list[str]:
+    """Where the colors begin anew, lines change."""
+    return [("-", "--", ":", "-.")[index // len(_COLORS) % 4] for index in range(len(names))]
 
 
 def _check_panels(argument: str, panels: Mapping[str, object]) -> None:

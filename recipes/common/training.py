@@ -101,7 +101,7 @@ class StepRecorder(Callback):
     """Looks at task losses and conflict in every n-th step, the same way with and without a teleport callback.
 
     It must come before that callback in the Trainer's list, so that it sees the step before the teleport. A step in
-    which nobody else needs task gradients takes longer when it is looked at.
+    which nobody else needs task gradients takes longer when it is looked at: `extra_seconds` says by how much.
 
     Args:
         every: Look at every n-th optimizer step.
@@ -117,13 +117,24 @@ class StepRecorder(Callback):
         self.every = every
         self.trigger = trigger
         self.looks: list[Look] = []
+        self._began = 0.0
+        # CPU seconds and number of the batches of steps that were not looked at, and of those that were.
+        self._seconds, self._batches = [0.0, 0.0], [0, 0]
+
+    @property
+    def extra_seconds(self) -> float:
+        """CPU time of the steps that were looked at beyond what as many others take."""
+        if 0 in self._batches:
+            return 0.0
+        return self._seconds[True] - self._batches[True] * self._seconds[False] / self._batches[False]
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Ask for the task gradients and the losses of a step that is due."""
-        if trainer.global_step % self.every == 0:
+        self._began, self._due = time.process_time(), trainer.global_step % self.every == 0
+        if self._due:
             assert isinstance(pl_module, MultiTaskMixin)
             pl_module.request_task_gradients()
             pl_module.record_batches()
@@ -131,7 +142,7 @@ class StepRecorder(Callback):
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Note what the step looks like."""
-        if trainer.global_step % self.every == 0:
+        if self._due:
             assert isinstance(pl_module, MultiTaskMixin)
             gradients = pl_module.task_gradients
             assert gradients is not None
@@ -139,11 +150,20 @@ class StepRecorder(Callback):
             by_task = dict(zip(gradients.names, losses.tolist(), strict=True))
             self.looks.append(Look(trainer.global_step, by_task, self.trigger(gradients)))
 
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Note how long it took."""
+        self._seconds[self._due] += time.process_time() - self._began
+        self._batches[self._due] += 1
+
 
 class ValidationRecorder(Callback):
     """Keeps the metrics of every validation epoch.
 
     Args:
+        recorder: What looks at steps, whose extra time does not count.
         keep_weights: Also keep the weights, on the CPU.
 
     Attributes:
@@ -151,33 +171,38 @@ class ValidationRecorder(Callback):
         weights: The `state_dict` at each of them, if they are kept.
     """
 
-    def __init__(self, keep_weights: bool = False) -> None:
+    def __init__(self, recorder: StepRecorder | None = None, keep_weights: bool = False) -> None:
+        self.recorder = recorder
         self.keep_weights = keep_weights
         self.evaluations: list[Evaluation] = []
         self.weights: list[dict[str, Tensor]] = []
         self._began = self._paused = self._evaluating = 0.0
+        self._ended: float | None = None
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._began, self._evaluating = time.process_time(), 0.0
+        self._began, self._evaluating, self._ended = time.process_time(), 0.0, None
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock for good."""
+        self._ended = time.process_time()
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
-        self._paused = time.process_time()
-
-    @override
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the metrics."""
-        seconds = self._paused - self._began - self._evaluating
-        self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/"), seconds))
-        if self.keep_weights:
-            self.weights.append({name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()})
+        self._paused = time.process_time() if self._ended is None else self._ended
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the clock go on."""
+        """Note the metrics, those that the module logs at the end of the epoch among them; the clock goes on."""
+        seconds = self._paused - self._began - self._evaluating
+        if self.recorder is not None:
+            seconds -= self.recorder.extra_seconds
+        self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/"), seconds))
+        if self.keep_weights:
+            self.weights.append({name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()})
         self._evaluating += time.process_time() - self._paused
 
 
@@ -203,14 +228,14 @@ def train_and_test(
         seed: Seed of everything that draws from the global generators.
         epochs: Number of epochs.
         teleport: The callback to train with.
-        validate_every: Validate after every n-th epoch.
+        validate_every: Validate after every n-th epoch, and after the last.
         look_every: Look at losses and conflict in every n-th step; None: never.
-        test_curve: After training, also test the weights of every validation.
+        test_curve: After training, also test the weights of every validation. They are kept in memory until then.
     """
     L.seed_everything(seed, verbose=False)
     model = make_model()
-    validation = ValidationRecorder(keep_weights=test_curve)
     recorder = None if look_every is None else StepRecorder(look_every)
+    validation = ValidationRecorder(recorder, keep_weights=test_curve)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -227,6 +252,8 @@ def train_and_test(
     trainer.fit(model, data)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     steps = trainer.global_step
+    if not validation.evaluations or validation.evaluations[-1].step != steps:
+        trainer.validate(model, data, verbose=False)
     curve = []
     final = {name: value.clone() for name, value in model.state_dict().items()}
     for weights, evaluation in zip(validation.weights, validation.evaluations, strict=test_curve):

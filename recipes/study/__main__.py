@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -58,6 +59,12 @@ def _study(options: argparse.Namespace) -> tuple[Study, str]:
     preset = PRESETS[options.preset] if options.preset else GRID
     name = ",".join([f"{options.recipe}:{options.problem or preset.problem}", *options.set])
     rows = preset.rows(name) if options.preset else grid(options.methods or ["LS"], options.callbacks or ["COST"])(name)
+    for option, chosen, known in (
+        ("--methods", options.methods or [], {row.variant.method for row in rows}),
+        ("--callbacks", options.callbacks or [], {row.variant.callback for row in rows} - {""}),
+    ):
+        if not set(chosen) <= known:
+            raise ValueError(f"`{option}` must be of the preset's {sorted(known)}; got {chosen}.")
     rows = [
         row
         for row in rows
@@ -65,7 +72,7 @@ def _study(options: argparse.Namespace) -> tuple[Study, str]:
         and (options.callbacks is None or row.variant.callback in ("", *options.callbacks))
     ]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    stem = f"{options.recipe}_{(options.preset or 'grid').replace(' ', '-')}"
+    stem = re.sub(r"[^A-Za-z0-9.=+-]+", "_", f"{name}_{options.preset or 'grid'}")
     return Study(rows, options.output, seeds, options.epochs, preset.title), stem
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from typing import Any
 
@@ -16,32 +16,42 @@ from recipes.study.problem import Problem, import_object
 
 __all__ = ["CALLBACKS", "make_callback"]
 
-Factory = Callable[[Problem], SymmetryTeleportCallback]
+Factory = Callable[[Problem, int], SymmetryTeleportCallback]
 
 
 def _cost(**settings: Any) -> Factory:
     # Objectives and triggers have state, which belongs to one run.
-    return lambda problem: SymmetryTeleportCallback(**deepcopy(settings))
+    return lambda problem, seed: SymmetryTeleportCallback(seed=seed, **deepcopy(settings))
 
 
 def _paper(**settings: Any) -> Factory:
-    return lambda problem: SymmetryTeleportCallback.paper(start_epoch=max(1, problem.epochs // 4), **deepcopy(settings))
+    return lambda problem, seed: SymmetryTeleportCallback.paper(
+        start_epoch=max(1, problem.epochs // 4), seed=seed, **deepcopy(settings)
+    )
 
 
 def _third(index: int, **settings: Any) -> Factory:
-    def make(problem: Problem) -> SymmetryTeleportCallback:
+    def make(problem: Problem, seed: int) -> SymmetryTeleportCallback:
         first, end = (problem.epochs * part // 3 for part in (index, index + 1))
-        return EpochTeleportCallback(range(first, end), **deepcopy(settings))
+        return _in_epochs(range(first, end), problem, seed=seed, **deepcopy(settings))
 
     return make
 
 
-def _after_drops(problem: Problem) -> SymmetryTeleportCallback:
+def _after_drops(problem: Problem, seed: int) -> SymmetryTeleportCallback:
     """In the two epochs after each drop of the learning rate."""
     drops = getattr(problem, "lr_milestones", ())
-    if not drops:
-        raise ValueError(f"The problem {problem.title!r} has no `lr_milestones` to teleport after.")
-    return EpochTeleportCallback({drop + offset for drop in drops for offset in (0, 1)})
+    return _in_epochs({drop + offset for drop in drops for offset in (0, 1)}, problem, seed=seed)
+
+
+def _in_epochs(epochs: Collection[int], problem: Problem, **settings: Any) -> SymmetryTeleportCallback:
+    chosen = sorted(epoch for epoch in epochs if epoch < problem.epochs)
+    if not chosen:
+        raise ValueError(
+            f"The problem {problem.title!r} has no epoch to teleport in: {problem.epochs} epochs, learning rate drops"
+            f" {list(getattr(problem, 'lr_milestones', ()))}. Train for longer, or leave this callback out."
+        )
+    return EpochTeleportCallback(chosen, **settings)
 
 
 CALLBACKS: dict[str, Factory] = {
@@ -98,18 +108,20 @@ CALLBACKS: dict[str, Factory] = {
 """Name to what makes a fresh callback for a problem."""
 
 
-def make_callback(name: str, problem: Problem) -> SymmetryTeleportCallback:
+def make_callback(name: str, problem: Problem, seed: int) -> SymmetryTeleportCallback:
     """A fresh callback.
 
     Args:
-        name: One of `CALLBACKS`, or `package.module:NAME` of a function of the problem that returns one.
+        name: One of `CALLBACKS`, or `package.module:NAME` of a function of the problem and the seed that returns one.
         problem: The problem that it is for.
+        seed: The seed of the run, for the random numbers of the search.
 
     Raises:
-        ValueError: If there is no such callback.
+        ValueError: If there is no such callback, or it does not fit the problem.
     """
-    if ":" in name:
-        return import_object(name)(problem)
-    if name not in CALLBACKS:
+    if ":" not in name and name not in CALLBACKS:
         raise ValueError(f"A callback must be one of {list(CALLBACKS)} or package.module:NAME; got {name!r}.")
-    return CALLBACKS[name](problem)
+    made = (import_object(name) if ":" in name else CALLBACKS[name])(problem, seed)
+    if not isinstance(made, SymmetryTeleportCallback):
+        raise ValueError(f"The callback {name!r} must be a SymmetryTeleportCallback; got {made!r}.")
+    return made

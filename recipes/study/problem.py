@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import ModuleType
 from typing import Any, ClassVar
 
 import lightning as L
@@ -70,10 +70,7 @@ def find_problem(name: str) -> Problem:
     """
     address, *overrides = _split(name)
     recipe, _, key = address.partition(":")
-    try:
-        module = importlib.import_module(recipe if "." in recipe else f"recipes.{recipe}.problems")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"`problem` {name!r}: there is no module {error.name!r}.") from error
+    module = _module(recipe)
     known = {
         **{attribute: value for attribute, value in vars(module).items() if isinstance(value, Problem)},
         **getattr(module, "PROBLEMS", {}),
@@ -103,9 +100,28 @@ def import_object(address: str) -> Any:
         raise ValueError(f"{address!r} must be the name of a module, a colon and a name in it: {error}.") from error
 
 
+def _module(name: str) -> ModuleType:
+    candidates = [f"recipes.{name}.problems"] * ("." not in name) + [name]
+    for candidate in candidates:
+        try:
+            return importlib.import_module(candidate)
+        except ModuleNotFoundError as error:
+            # What a module that is there misses is another matter.
+            if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
+                raise
+    raise ValueError(f"A recipe or module must be one of {candidates}; there is none of them. Got {name!r}.")
+
+
 def _split(name: str) -> list[str]:
     """The parts between commas, but for those within brackets."""
-    return re.split(r",(?![^\[{]*[\]}])", name)
+    parts, depth = [""], 0
+    for character in name:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _override(problem: Problem, overrides: Sequence[str]) -> Problem:
@@ -116,6 +132,19 @@ def _override(problem: Problem, overrides: Sequence[str]) -> Problem:
         field, _, entry = path.partition(".")
         if field not in known or not equals:
             raise ValueError(f"An override must be field=value with a field of {sorted(known)}; got {override!r}.")
-        value = yaml.safe_load(text)
-        changes[field] = {**changes.get(field, getattr(problem, field)), entry: value} if entry else value
+        old = changes.get(field, getattr(problem, field))
+        if entry and not isinstance(old, Mapping):
+            raise ValueError(f"{field!r} has no entries; got {override!r}.")
+        changes[field] = {**old, entry: _value(text, old.get(entry), path)} if entry else _value(text, old, path)
     return replace(problem, **changes)
+
+
+def _value(text: str, old: Any, path: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(old, int | float) and not isinstance(old, bool):
+        try:
+            # YAML takes 1e-3 for a word.
+            value = type(old)(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path!r} must be a number like {old!r}; got {text!r}.") from error
+    return value

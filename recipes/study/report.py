@@ -20,7 +20,8 @@ CAPTION = """\
 better. A change is that of Δm% by the callback, seed by seed against the method without it (same initial weights, same
 batches), with its bootstrap 95% interval and the number of seeds in which it is a gain: *equal steps* after as many
 optimizer steps, *equal time* after as much CPU time of training, both at the end of the shorter run of the pair. An
-interval that excludes 0 is in bold. Conflict: share of the steps in which the task with the smallest gradient opposes
+interval that excludes 0 is in bold. Where the learning rate has a schedule, a slower run has seen less of it at equal
+time. Conflict: share of the steps in which the task with the smallest gradient opposes
 the mean gradient (Eq. 3), before any teleport. Teleports: accepted of those tried, in all seeds. Time: CPU time of a
 step relative to the method without the callback."""
 
@@ -101,7 +102,7 @@ def _estimate(estimate: Estimate) -> str:
 
 
 def _change(change: Change | None) -> str:
-    if change is None:
+    if change is None or math.isnan(change.mean):
         return ""
     if math.isnan(change.low):
         return f"{change.mean:+.1f}"

@@ -11,7 +11,7 @@ from rich.console import Console
 from recipes.common.compare import SINGLE_TASK
 from recipes.common.progress import run_with_progress
 from recipes.common.training import be_a_quiet_worker, train_and_test
-from recipes.methods import make_method
+from recipes.methods import make_method, method_settings
 from recipes.study.callbacks import make_callback
 from recipes.study.problem import Problem, find_problem
 from recipes.study.spec import RunSpec
@@ -42,8 +42,8 @@ def run_missing(specs: Sequence[RunSpec], folder: Path, jobs: int, console: Cons
     """
     store = Store(folder)
     missing = [spec for spec in specs if not store.has(spec, settings_of(spec))]
-    # The longest ones first, so that no process is left with one at the end.
-    missing.sort(key=lambda spec: (spec.task is not None, not spec.variant.callback, -spec.epochs))
+    # The runs of a pair one after the other: their times are compared, and other work on the machine comes and goes.
+    missing.sort(key=lambda spec: (spec.task is not None, spec.problem, spec.seed))
     if missing:
         jobs_by_name = {spec.name: (spec, folder) for spec in missing}
         title = f"{len(specs) - len(missing)} of {len(specs)} runs are there; {jobs} at a time"
@@ -53,14 +53,25 @@ def run_missing(specs: Sequence[RunSpec], folder: Path, jobs: int, console: Cons
 
 
 def settings_of(spec: RunSpec) -> dict[str, str]:
-    """The problem, the method and the callback of a run, spelled out."""
+    """The problem, the method and the callback of a run, spelled out.
+
+    Raises:
+        ValueError: If one of them is unknown, or cannot be told from another by how it is written out.
+    """
     problem = _problem(spec)
     single, callback = spec.variant.method == SINGLE_TASK, spec.variant.callback
-    return {
+    settings = {
         "problem": repr(problem),
-        "method": "none" if single else repr(make_method(spec.variant.method, len(problem.tasks))),
-        "callback": repr(make_callback(callback, problem)) if callback else "none",
+        "method": "none" if single else repr(method_settings(spec.variant.method, len(problem.tasks))),
+        "callback": repr(make_callback(callback, problem, spec.seed)) if callback else "none",
     }
+    for name, text in settings.items():
+        if " at 0x" in text:
+            raise ValueError(
+                f"The {name} of the run {spec.name} has a part without a `__repr__` of its own, so that a stored run"
+                f" could not be told from another: {text}. Write one."
+            )
+    return settings
 
 
 def _problem(spec: RunSpec) -> Problem:
@@ -77,11 +88,17 @@ def _train(job: tuple[RunSpec, Path]) -> None:
         problem.make_data(tasks, spec.seed),
         seed=spec.seed,
         epochs=spec.epochs,
-        teleport=make_callback(spec.variant.callback, problem) if spec.variant.callback else None,
+        teleport=make_callback(spec.variant.callback, problem, spec.seed) if spec.variant.callback else None,
         validate_every=max(1, spec.epochs // problem.evaluations),
         look_every=problem.look_every if spec.task is None else None,
         test_curve=True,
     )
+    unknown = set(problem.higher_is_better) - set(measured.test) if spec.task is None else set()
+    if unknown:
+        raise ValueError(
+            f"`higher_is_better` of the problem {problem.title!r} names {sorted(unknown)}, which the model does not log"
+            f" under val/ and test/; it logs {sorted(measured.test)}."
+        )
     for report in measured.reports[1:]:
         report.trace.clear()
     Store(folder).save(Record(spec, settings_of(spec), versions(), measured))

@@ -66,7 +66,7 @@ def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -
         epochs: How long to train everything; None: as the problems say.
 
     Raises:
-        ValueError: If a seed is given twice or none at all.
+        ValueError: If a seed is given twice or none at all, or two runs have names that cannot be told apart in a file.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"`seeds` must hold at least one seed, each once; got {list(seeds)}.")
@@ -78,4 +78,8 @@ def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -
             for task in problem.tasks:
                 specs[RunSpec(baseline, Variant(SINGLE_TASK), seed, length, task)] = None
             specs[RunSpec(row.problem, row.variant, seed, length)] = None
+    names: dict[str, RunSpec] = {}
+    for spec in specs:
+        if names.setdefault(spec.name, spec) != spec:
+            raise ValueError(f"Two runs have the same name {spec.name!r}: {spec} and {names[spec.name]}. Rename one.")
     return list(specs)

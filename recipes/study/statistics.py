@@ -41,8 +41,8 @@ class Curve:
         return float(np.interp(step, self.steps, self.values))
 
     def at_second(self, second: float) -> float:
-        """The value after a training time, interpolated."""
-        return float(np.interp(second, self.seconds, self.values))
+        """The value after a training time, interpolated; not a number before the first evaluation."""
+        return float(np.interp(second, self.seconds, self.values, left=math.nan))
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,6 @@ class Change:
     high: float
     better: int
     seeds: int
-
-    @property
-    def is_gain(self) -> bool:
-        """Whether the whole interval is negative."""
-        return self.high < 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +111,8 @@ def paired_change(differences: Sequence[float], seed: int = 0) -> Change:
         seed: Seed of the resampling.
     """
     values = np.asarray(differences, dtype=float)
+    if np.isnan(values).any():
+        return Change(math.nan, math.nan, math.nan, 0, len(values))
     mean, count = float(values.mean()), len(values)
     low = high = math.nan
     if count >= _LEAST_SEEDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from recipes.study.spec import RunSpec
 
 __all__ = ["Record", "Store", "StoredRunError", "versions"]
 
+_SOURCES = Path(__file__).parents[2]
 _PACKAGES = ("lightning-cost", "lightning", "torch", "torchjd", "peft", "torchmetrics", "numpy")
 
 
@@ -65,7 +67,7 @@ class Store:
         path = self._path(spec)
         if not path.exists():
             return False
-        stored = self._read(path)["settings"]
+        stored = self._read(path).get("settings", {})
         if stored != dict(settings):
             different = {name: (stored.get(name), settings.get(name)) for name in settings}
             different = {name: pair for name, pair in different.items() if pair[0] != pair[1]}
@@ -106,6 +108,15 @@ class Store:
         if not path.exists():
             raise StoredRunError(f"The run {spec.name} is not finished: there is no {path}.")
         content = self._read(path)
+        try:
+            record = self._record(content, self._read_reports(spec) if reports else [])
+        except (KeyError, TypeError) as error:
+            raise StoredRunError(f"{path} is of another version: {error!r}. Delete it to run it again.") from error
+        if record.spec != spec:
+            raise StoredRunError(f"{path} holds another run, {record.spec}, instead of {spec}. Choose other names.")
+        return record
+
+    def _record(self, content: dict[str, Any], reports: list[TeleportReport]) -> Record:
         measured = content["measured"]
         return Record(
             RunSpec(**{**content["spec"], "variant": Variant(**content["spec"]["variant"])}),
@@ -117,7 +128,7 @@ class Store:
                     "validation": [Evaluation(**evaluation) for evaluation in measured["validation"]],
                     "test_curve": [Evaluation(**evaluation) for evaluation in measured["test_curve"]],
                     "looks": [Look(**look) for look in measured["looks"]],
-                    "reports": self._read_reports(spec) if reports else [],
+                    "reports": reports,
                 }
             ),
         )
@@ -134,7 +145,7 @@ class Store:
         try:
             with gzip.open(path, "rt") as file:
                 return [TeleportReport(**json.loads(line)) for line in file]
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, TypeError, ValueError) as error:
             raise StoredRunError(f"{path} cannot be read: {error}. Delete it and the .json beside it.") from error
 
     def _path(self, spec: RunSpec) -> Path:
@@ -155,5 +166,10 @@ class Store:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run measures."""
-    return {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES}
+    """Versions of Python and of the packages that decide what a run measures, and a checksum of the sources here."""
+    digest = hashlib.sha256()
+    for folder in ("lightning_cost", "recipes"):
+        for path in sorted((_SOURCES / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    packages = {package: version(package) for package in _PACKAGES}
+    return {"python": platform.python_version()} | packages | {"sources": digest.hexdigest()[:12]}

@@ -141,5 +141,7 @@ class Study:
         )
         yield "Δm% along training, one row an evaluation", path
         for name, runs in grouped.items():
-            problem_stem = f"{stem}_{split}_{re.sub(r'[^A-Za-z0-9.=]+', '_', name)}"
+            # One problem needs no name beside that of the study.
+            which = re.sub(r"[^A-Za-z0-9.=+-]+", "_", name) if len(grouped) > 1 else "figure"
+            problem_stem = f"{stem}_{split}_{which}"
             yield from draw(problem_stem, runs, curves[name], summaries[name], self.output, split)
