@@ -62,21 +62,21 @@ class DigitsProblem(Problem):
 _NARROW = DigitsProblem(
     title="narrow, imbalanced",
     tasks=("left", "right"),
-    epochs=16,
+    epochs=12,
     width=16,
     loss_weights={"left": 1.0, "right": 0.03},
 )
 
 PROBLEMS = {
     "narrow": _NARROW,
-    "balanced": DigitsProblem(title="balanced", tasks=("left", "right", "ink"), epochs=16, width=64),
-    "many": DigitsProblem(title="many tasks", tasks=tuple(TASKS), epochs=16, width=16),
+    "balanced": DigitsProblem(title="balanced", tasks=("left", "right", "ink"), epochs=12, width=64),
+    "many": DigitsProblem(title="many tasks", tasks=tuple(TASKS), epochs=12, width=16),
     "drops": DigitsProblem(
         title="narrow, learning rate drops",
         tasks=_NARROW.tasks,
-        epochs=16,
+        epochs=12,
         width=16,
         loss_weights=_NARROW.loss_weights,
-        lr_milestones=(8, 12),
+        lr_milestones=(6, 9),
     ),
 }
