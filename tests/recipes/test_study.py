@@ -22,6 +22,7 @@ from lightning_cost.gradients import TaskGradients
 from lightning_cost.landscape import Point
 from lightning_cost.objectives import RandomDirection
 from lightning_cost.teleport import TeleportReport
+from lightning_cost.triggers import Majority, any_conflict, dominated_conflict, weak_conflict
 from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import Evaluation, Look, Measured, train_and_test
 from recipes.methods import METHODS
@@ -137,12 +138,22 @@ def tiny_steps(problem, seed):
     return SymmetryTeleportCallback(check_every_n_steps=7)
 
 
+def test_triggers_by_name():
+    problem = find_problem("digits:many")
+    triggers = {name: make_callback(name, problem, 0).trigger for name in CALLBACKS if name != "after drops"}
+    assert triggers["any"] is any_conflict
+    assert triggers["weak"] is weak_conflict
+    assert [triggers[f"majority {share}"] for share in (0.5, 0.3, 0.15)] == [Majority(s) for s in (0.5, 0.3, 0.15)]
+    assert isinstance(triggers["running mean"], SmoothedTrigger)
+    assert triggers["COST"] is dominated_conflict
+
+
 SMALL = "digits:narrow,num_train=128,evaluations=1"
 
 
 @pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "after drops"])
 def test_every_callback_trains(name):
-    problem = find_problem("digits:many,num_train=128" if name.startswith("majority") else SMALL)
+    problem = find_problem(SMALL)
     callback = make_callback(name, replace(problem, epochs=5), 0)
     callback.trigger = lambda gradients: True
     measured = train_and_test(
