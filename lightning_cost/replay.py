@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from lightning_cost.mixin import MultiTaskMixin, TaskLosses
 
 __all__: list[str] = []
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,25 @@ class Remembered:
         parts = list(method.modules()) if isinstance(method, nn.Module) else []
         self._attributes = [(part, dict(vars(part))) for part in parts]
         self._buffers = _Buffers(parts)
+        owned = [value for part in parts for name, value in vars(part).items() if name not in _OF_EVERY_MODULE]
+        self._tensors = [(value, value.detach().clone()) for value in owned if isinstance(value, Tensor)]
+        self._containers = [(value, copy.copy(value)) for value in owned if isinstance(value, (list, dict, set))]
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Undo what calls since then did to it."""
         self._buffers.restore()
         for part, attributes in self._attributes:
             vars(part).clear()
             vars(part).update(attributes)
+        for tensor, value in self._tensors:
+            tensor.copy_(value)
+        for container, content in self._containers:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(content)
+            else:
+                container.update(content)
 
 
 class _Buffers:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torchjd.scalarization import DWA
+from torch import Tensor, nn
+from torchjd.scalarization import DWA, Scalarizer
 
 from tests.helpers import Net, fit, make_batches, make_mlp
-from tests.teleporting import teleporter
+from tests.teleporting import never, teleporter
 
 
 def test_scalarizers_that_remember_losses_see_each_step_once() -> None:
@@ -95,3 +95,34 @@ def test_an_interrupted_step_does_not_reach_into_the_next_fit() -> None:
         fit(module, make_batches(4), callbacks=[teleporter(trigger=trigger)])
     fit(module, make_batches(3), callbacks=[teleporter(trigger=trigger)])
     assert windows == [1] * 5
+
+
+class Diary(Scalarizer):
+    """Remembers its calls in whatever can be written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+        self.last: dict[str, float] = {}
+        self.seen: set[float] = set()
+        self.total = torch.zeros(3)
+
+    def forward(self, values: Tensor, /) -> Tensor:
+        self.values.append(float(values.detach().sum()))
+        self.last["call"] = self.values[-1]
+        self.seen.add(self.values[-1])
+        self.total += values.detach()
+        return values.mean()
+
+
+def test_a_teleport_leaves_no_trace_in_a_method_that_writes_into_its_attributes() -> None:
+    diaries = []
+    for callbacks in ([], [teleporter(trigger=never)], [teleporter()]):
+        diaries.append(Diary())
+        fit(Net(diaries[-1]), make_batches(4), callbacks=callbacks)
+    without, untouched, teleported = diaries
+    assert untouched.values == without.values
+    assert len(teleported.values) == len(teleported.seen) == 4
+    assert teleported.values[0] == without.values[0]
+    assert teleported.last == {"call": teleported.values[-1]}
+    assert float(teleported.total.sum()) == pytest.approx(sum(teleported.values), rel=1e-5)
