@@ -42,14 +42,15 @@ def main(args: Sequence[str] | None = None) -> int:
         study, stem = _study(options)
         done = study.run(options.jobs, console)
         console.print(f"{len(study.specs)} runs, {done} of them done now.", highlight=False)
-        written = list(study.write(options.split, stem))
+        results = study.results(options.split)
+        written = list(results.write(options.output, stem))
     except (RunFailedError, StoredRunError, ValueError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Interrupted. Finished runs are kept: the same command goes on with the others.")
         return 130
-    console.print(Markdown(study.markdown(options.split)))
+    console.print(Markdown(results.markdown()))
     for what, path in written:
         console.print(f"{path}  {what}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -94,12 +94,11 @@ class Store:
         with self._replacing(path) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
-    def load(self, spec: RunSpec, reports: bool = True) -> Record:
+    def load(self, spec: RunSpec) -> Record:
         """Read a finished run.
 
         Args:
             spec: Which one.
-            reports: Whether to read its teleports too.
 
         Raises:
             StoredRunError: If there is none, or its files cannot be read.
@@ -109,7 +108,7 @@ class Store:
             raise StoredRunError(f"The run {spec.name} is not finished: there is no {path}.")
         content = self._read(path)
         try:
-            record = self._record(content, self._read_reports(spec) if reports else [])
+            record = self._record(content, self._read_reports(spec))
         except (KeyError, TypeError) as error:
             raise StoredRunError(f"{path} is of another version: {error!r}. Delete it to run it again.") from error
         if record.spec != spec:

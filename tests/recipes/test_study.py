@@ -325,7 +325,6 @@ def test_a_stored_run_comes_back(tmp_path):
     loaded = store.load(record.spec)
     assert loaded == record
     assert loaded.measured.validation[0].seconds == 1.0
-    assert store.load(record.spec, reports=False).measured.reports == []
     assert sorted(path.name for path in store.folder.iterdir()) == [
         f"{record.spec.name}.json",
         f"{record.spec.name}.reports.jsonl.gz",
@@ -584,10 +583,10 @@ def test_a_study_in_python(tmp_path):
     rows = [Row(SMALL, Variant("LS")), Row(SMALL, Variant("LS", "COST"))]
     study = Study(rows, output=tmp_path, seeds=[5], epochs=1, title="Mine")
     with pytest.raises(StoredRunError, match="not finished"):
-        study.markdown()
+        study.results()
     assert study.run(jobs=1) == 4
     assert study.run(jobs=1) == 0
-    text = study.markdown()
+    text = study.results().markdown()
     assert "## Mine" in text
     assert "2 steps" in text
-    assert [row.variant for row in study.summaries()[SMALL]] == [Variant("LS"), Variant("LS", "COST")]
+    assert [row.variant for row in study.results().summaries[SMALL]] == [Variant("LS"), Variant("LS", "COST")]
