@@ -148,7 +148,7 @@ def test_triggers_by_name():
     assert triggers["COST"] is dominated_conflict
 
 
-SMALL = "digits:narrow,num_train=128,evaluations=1"
+SMALL = "digits:narrow,num_train=16,batch_size=8,evaluations=1"
 
 
 @pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "after drops"])
