@@ -78,6 +78,13 @@ PRESETS: dict[str, Preset] = {
         "How often?",
         grid(["LS", "UPGrad"], ["COST", "every 2 steps", "every 4 steps", "every 8 steps", "once an epoch"]),
     ),
+    "equal-time": Preset(
+        "Where is COST better at equal time? (found on other seeds; with its controls)",
+        grid(
+            ["GradDrop"],
+            ["every 2 steps", "every 2 steps, random direction", "every 2 steps, reversed direction"],
+        ),
+    ),
     "direction": Preset(
         "Does a running mean of the direction help?",
         grid(
