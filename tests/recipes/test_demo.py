@@ -186,7 +186,7 @@ def test_ctrl_c_is_a_status_and_not_a_traceback(monkeypatch, tmp_path, capsys):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(demo, "run_all", interrupted)
+    monkeypatch.setattr(demo, "run_with_progress", interrupted)
     assert demo.main(["--output", str(tmp_path)]) == 130
     assert "Interrupted" in capsys.readouterr().out
 
