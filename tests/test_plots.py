@@ -3,6 +3,8 @@
 import importlib
 import sys
 from dataclasses import replace
+from io import BytesIO
+from math import nan
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from lightning_cost.plots import (
     Curves,
     before_after,
     conflict_against_loss,
+    intervals,
     learning_curves,
     teleport_trace,
 )
@@ -234,3 +237,32 @@ def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "lightning_cost.plots")
     with pytest.raises(ImportError, match=r"lightning_cost\.plots needs matplotlib.*'lightning-cost\[recipes\]'"):
         importlib.import_module("lightning_cost.plots")
+
+
+def test_intervals_stand_where_they_are_and_are_colored_by_what_they_exclude():
+    rows = {"gain": (-2.0, -3.0, -1.0), "nothing": (0.5, -1.0, 2.0), "loss": (3.0, 2.0, 4.0), "alone": (1.0, nan, nan)}
+    figure = intervals({"steps": rows, "time": rows}, xlabel="change")
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == list(rows)
+    assert (left.get_title(), right.get_title(), left.get_xlabel()) == ("steps", "time", "change")
+    drawn = [line for line in left.lines if len(line.get_xdata()) == 2 and list(line.get_ydata()) != [0, 1]]
+    assert [list(line.get_xdata()) for line in drawn[:3]] == [[-3.0, -1.0], [-1.0, 2.0], [2.0, 4.0]]
+    colors = [line.get_color() for line in drawn]
+    assert len(set(colors[:3])) == 3
+    assert colors[3] == colors[1]
+    top, bottom = left.get_ylim()[1], left.get_ylim()[0]
+    assert top < 0 < len(rows) - 1 < bottom
+    figure.savefig(BytesIO())
+
+
+@pytest.mark.parametrize("panels", [{}, {"a": {}}, {"a": {"x": (0, 0, 0)}, "b": {"y": (0, 0, 0)}}])
+def test_intervals_need_the_same_rows(panels):
+    with pytest.raises(ValueError, match="panels"):
+        intervals(panels, xlabel="change")
+
+
+def test_more_curves_than_colors_differ_in_their_lines():
+    panel = {str(index): Curves([0, 1], [[index, index]]) for index in range(9)}
+    (ax,) = learning_curves({"many": panel}, ylabel="value").axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in ax.lines}
+    assert len(looks) == 9

@@ -16,6 +16,7 @@ __all__ = ["draw"]
 
 _POINTS = 40
 _LOOKS_A_SPAN = 5
+_LINEAR_UP_TO = 100.0
 _SHOWN = 4
 
 
@@ -43,13 +44,15 @@ def draw(
     methods = list(dict.fromkeys(variant.method for variant in curves))
     by_method = {method: {v: c for v, c in curves.items() if v.method == method} for method in methods}
     label = f"{split} Δm%"
+    highest = max(float(curve.values.max()) for of_seeds in curves.values() for curve in of_seeds.values())
+    limit = _LINEAR_UP_TO if highest > _LINEAR_UP_TO else None
 
     path = folder / f"{stem}_curves_steps.png"
     panels = {
         method: {_label(variant): _over_steps(list(of_seeds.values())) for variant, of_seeds in variants.items()}
         for method, variants in by_method.items()
     }
-    learning_curves(panels, label, logarithmic_above=20).savefig(path)
+    learning_curves(panels, label, logarithmic_above=limit).savefig(path)
     yield "Δm% against optimizer steps, mean and range over the seeds", path
 
     path = folder / f"{stem}_curves_time.png"
@@ -57,7 +60,7 @@ def draw(
         method: {_label(variant): _over_time(list(of_seeds.values())) for variant, of_seeds in variants.items()}
         for method, variants in by_method.items()
     }
-    learning_curves(panels, label, logarithmic_above=20, xlabel="CPU time of training, s").savefig(path)
+    learning_curves(panels, label, logarithmic_above=limit, xlabel="CPU time of training, s").savefig(path)
     yield "Δm% against training time (Fig. 11)", path
 
     changed = [summary for summary in summaries if summary.same_steps is not None]
@@ -68,7 +71,7 @@ def draw(
                 "at equal steps": {str(s.variant): _ends(s.same_steps) for s in changed},
                 "at equal time": {str(s.variant): _ends(s.same_time) for s in changed},
             },
-            f"change of {label} by the callback",
+            f"change of {label}",
         ).savefig(path)
         yield "paired changes with their 95% intervals", path
 
