@@ -41,5 +41,5 @@ docs: $(STAMP) ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove caches and what the other targets wrote, but keep .venv
-	rm -rf build dist site demo_output toy_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf build dist site demo_output study_output toy_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
