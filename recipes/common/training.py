@@ -255,13 +255,12 @@ def train_and_test(
     if not validation.evaluations or validation.evaluations[-1].step != steps:
         trainer.validate(model, data, verbose=False)
     curve = []
-    final = {name: value.clone() for name, value in model.state_dict().items()}
     for weights, evaluation in zip(validation.weights, validation.evaluations, strict=test_curve):
         model.load_state_dict(weights)
         trainer.test(model, data, verbose=False)
         curve.append(replace(evaluation, metrics=_metrics(trainer, "test/")))
-    model.load_state_dict(final)
-    trainer.test(model, data, verbose=False)
+    if not curve:
+        trainer.test(model, data, verbose=False)
     return Measured(
         test=_metrics(trainer, "test/"),
         validation=validation.evaluations,

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from recipes.common.parallel import RunFailedError
 from recipes.methods import METHODS
 from recipes.study.callbacks import CALLBACKS
-from recipes.study.presets import GRID, PRESETS, grid
+from recipes.study.presets import PRESETS, Preset, grid
 from recipes.study.statistics import Split
 from recipes.study.store import StoredRunError
 from recipes.study.study import Study
@@ -57,15 +57,16 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _study(options: argparse.Namespace) -> tuple[Study, str]:
-    preset = PRESETS[options.preset] if options.preset else GRID
+    chosen = grid(options.methods or ["LS"], options.callbacks or ["COST"])
+    preset = PRESETS[options.preset] if options.preset else Preset("Methods and callbacks", chosen)
     name = ",".join([f"{options.recipe}:{options.problem or preset.problem}", *options.set])
-    rows = preset.rows(name) if options.preset else grid(options.methods or ["LS"], options.callbacks or ["COST"])(name)
-    for option, chosen, known in (
+    rows = preset.rows(name)
+    for option, wanted, known in (
         ("--methods", options.methods or [], {row.variant.method for row in rows}),
         ("--callbacks", options.callbacks or [], {row.variant.callback for row in rows} - {""}),
     ):
-        if not set(chosen) <= known:
-            raise ValueError(f"`{option}` must be of the preset's {sorted(known)}; got {chosen}.")
+        if not set(wanted) <= known:
+            raise ValueError(f"`{option}` must be of the preset's {sorted(known)}; got {wanted}.")
     rows = [
         row
         for row in rows

@@ -9,7 +9,7 @@ from recipes.common.compare import Variant
 from recipes.methods import METHODS
 from recipes.study.spec import Row
 
-__all__ = ["GRID", "PRESETS", "Preset", "grid"]
+__all__ = ["PRESETS", "Preset", "grid"]
 
 _CONTROLS = ("COST", "random direction", "reversed direction")
 
@@ -42,9 +42,6 @@ def _sweep(variations: Sequence[str], methods: Sequence[str], callbacks: Sequenc
         row for variation in variations for row in grid(methods, callbacks)(f"{problem}{variation}")
     ]
 
-
-GRID = Preset("Methods and callbacks", grid(["LS"], ["COST"]))
-"""What is asked where no preset is named; the command line chooses other methods and callbacks."""
 
 PRESETS: dict[str, Preset] = {
     "control": Preset(
