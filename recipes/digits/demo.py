@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from recipes.common.command import at_least, make_console, print_error
 from recipes.common.compare import Run, compare
 from recipes.common.parallel import RunFailedError
 from recipes.common.progress import run_with_progress
@@ -35,9 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status.
     """
     options = _parse(args)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = make_console(_WIDTH)
     began = time.perf_counter()
     num_train = _QUICK if options.quick else _FULL
     specs = plan(options.seeds, options.epochs, num_train) + plan_traces(options.seeds[0], num_train)
@@ -45,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         runs = _train_all(specs, options.jobs, console)
     except RunFailedError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(console, error)
         return 1
     except KeyboardInterrupt:
         console.print("Interrupted; the workers have been ended and nothing was written.")
@@ -90,12 +89,12 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     defaults = ", ".join(f"{problem.epochs} ({name})" for name, problem in PROBLEMS.items())
     parser.add_argument(
-        "--epochs", type=_at_least(1), help=f"epochs of 62 steps, for both problems; default: {defaults}"
+        "--epochs", type=at_least(1), help=f"epochs of 62 steps, for both problems; default: {defaults}"
     )
-    parser.add_argument("--seeds", type=_at_least(0), nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder; default: demo_output")
     parser.add_argument(
-        "--jobs", type=_at_least(1), default=min(2, os.cpu_count() or 1), help="runs at a time; default: 2"
+        "--jobs", type=at_least(1), default=min(2, os.cpu_count() or 1), help="runs at a time; default: 2"
     )
     parser.add_argument("--quick", action="store_true", help="one seed, 2 epochs, fewer images: does it run at all?")
     options = parser.parse_args(args)
@@ -104,16 +103,6 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         options.seeds, options.epochs = options.seeds[:1], 2
     return options
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
-        return value
-
-    return integer
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from typing import ClassVar
 from torchjd.aggregation import Aggregator
 from torchjd.scalarization import Scalarizer
 
+from recipes.common.problem import Problem
 from recipes.digits.data import DigitsDataModule
 from recipes.digits.model import DigitsModel
 from recipes.digits.tasks import TASKS
-from recipes.study.problem import Problem
 
 __all__ = ["PROBLEMS", "DigitsProblem"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
 from rich.markdown import Markdown
 
+from recipes.common.command import at_least, make_console, print_error
 from recipes.common.parallel import RunFailedError
 from recipes.methods import METHODS
 from recipes.study.callbacks import CALLBACKS
@@ -35,9 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status.
     """
     options = _parse(args)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = make_console(_WIDTH)
     try:
         study, stem = _study(options)
         done = study.run(options.jobs, console)
@@ -45,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
         results = study.results(options.split)
         written = list(results.write(options.output, stem))
     except (RunFailedError, StoredRunError, ValueError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(console, error)
         return 1
     except KeyboardInterrupt:
         console.print("Interrupted. Finished runs are kept: the same command goes on with the others.")
@@ -110,9 +108,9 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         metavar="CALLBACK",
         help="only these callbacks, or module:function; without a preset, default: COST",
     )
-    parser.add_argument("--seeds", type=_at_least(1), default=5, help="number of seeds; default: 5")
-    parser.add_argument("--first-seed", type=_at_least(0), default=0, help="default: 0")
-    parser.add_argument("--epochs", type=_at_least(1), help="how long to train; default: as the problem says")
+    parser.add_argument("--seeds", type=at_least(1), default=5, help="number of seeds; default: 5")
+    parser.add_argument("--first-seed", type=at_least(0), default=0, help="default: 0")
+    parser.add_argument("--epochs", type=at_least(1), help="how long to train; default: as the problem says")
     parser.add_argument(
         "--split",
         choices=get_args(Split),
@@ -121,18 +119,8 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("study_output"), help="folder; default: study_output")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--jobs", type=_at_least(1), default=cores, help=f"runs at a time; default: {cores}, the cores")
+    parser.add_argument("--jobs", type=at_least(1), default=cores, help=f"runs at a time; default: {cores}, the cores")
     return parser.parse_args(args)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {value}")
-        return value
-
-    return integer
 
 
 if __name__ == "__main__":

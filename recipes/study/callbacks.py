@@ -11,8 +11,9 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig
 from lightning_cost import LevelSetSearch, PenaltySearch, SymmetryTeleportCallback
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, RandomDirection, Reversed
 from lightning_cost.triggers import Majority
+from recipes.common.problem import Problem
 from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
-from recipes.study.problem import Problem, import_object
+from recipes.study.problem import import_object
 
 __all__ = ["CALLBACKS", "make_callback"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.compare import Estimate
-from recipes.study.problem import Problem
+from recipes.common.problem import Problem
 from recipes.study.statistics import Change, RowSummary
 
 __all__ = ["CAPTION", "markdown_table", "write_csv"]

@@ -9,11 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from recipes.common.compare import SINGLE_TASK
+from recipes.common.problem import Problem
 from recipes.common.progress import run_with_progress
 from recipes.common.training import be_a_quiet_worker, train_and_test
 from recipes.methods import make_method, method_settings
 from recipes.study.callbacks import make_callback
-from recipes.study.problem import Problem, find_problem
+from recipes.study.problem import find_problem
 from recipes.study.spec import RunSpec
 from recipes.study.store import Record, Store, versions
 

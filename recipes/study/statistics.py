@@ -13,8 +13,8 @@ import torch
 
 from lightning_cost.metrics import delta_m, mean_rank
 from recipes.common.compare import SINGLE_TASK, Estimate, Variant
+from recipes.common.problem import Problem
 from recipes.common.training import Evaluation, Measured
-from recipes.study.problem import Problem
 from recipes.study.store import Record
 
 __all__ = ["Change", "Curve", "RowSummary", "Split", "paired_change", "summarize"]
