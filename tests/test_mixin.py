@@ -752,3 +752,45 @@ def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path):
     fit(resumed, make_batches(4), max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert_moved(resumed)
     assert_same_parameters(resumed, whole)
+
+
+class Base(PlainNet):
+    """A base class with hooks of its own, which the mixin must not hide."""
+
+    called: list[str]
+
+    def on_fit_start(self) -> None:
+        self.called = ["on_fit_start"]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.called.append("on_before_optimizer_step")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.called.append("on_save_checkpoint")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.called.append("on_load_checkpoint")
+
+    def teardown(self, stage: str) -> None:
+        self.called.append("teardown")
+
+
+class Mixed(MultiTaskMixin, Base):
+    def task_losses(self, batch: Any, batch_idx: int) -> Any:
+        return self.losses(batch)
+
+
+def test_hooks_of_a_base_class_are_called() -> None:
+    module = Mixed()
+    trainer = fit(module, make_batches(1))
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    assert module.called == [
+        "on_fit_start",
+        "on_before_optimizer_step",
+        "teardown",
+        "on_save_checkpoint",
+        "on_load_checkpoint",
+    ]
+    assert trainer.global_step == 1

@@ -247,3 +247,28 @@ def test_a_comparison_worked_by_hand():
 def test_variants_need_the_same_seeds():
     with pytest.raises(ValueError, match=r"same seeds.*'LS': \[0, 1\].*'LS \+ COST': \[0\]"):
         compare([run for run in RUNS[:8] if not (run.variant.callback and run.seed == 1)], DIRECTIONS)
+
+
+class Clocked(DigitsModel):
+    """Takes a second a step, and five where its task gradients are asked for."""
+
+    def task_losses(self, batch, batch_idx):
+        clock["now"] += 5.0 if self._requested else 1.0
+        return super().task_losses(batch, batch_idx)
+
+    def on_validation_epoch_end(self):
+        clock["now"] += 100.0
+        self.log("val/late", 7.0)
+
+
+clock = {"now": 0.0}
+
+
+def test_the_clock_leaves_out_looks_and_evaluations_and_the_last_epoch_is_evaluated(monkeypatch):
+    monkeypatch.setattr("recipes.common.training.time.process_time", lambda: clock["now"])
+    measured = train_and_test(
+        lambda: Clocked(width=4), DigitsDataModule(**SMALL), seed=0, epochs=5, validate_every=2, look_every=4
+    )
+    assert [evaluation.step for evaluation in measured.validation] == [20, 40, 50]
+    assert [evaluation.seconds for evaluation in measured.validation] == pytest.approx([20, 40, 50])
+    assert [evaluation.metrics["late"] for evaluation in measured.validation] == [7.0] * 3
