@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightning_cost needs Python >= 3.11, but $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e ".[recipes,docs,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e ".[recipes,qm9,docs,dev]"
 	@touch $@
 
 demo: $(STAMP) ## Train on overlaid digits with and without COST: a table, CSV files and figures in demo_output/

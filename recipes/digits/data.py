@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from recipes.digits.loader import BatchSampler, TensorLoader
+from recipes.common.loader import BatchSampler, TensorLoader
 from recipes.digits.tasks import Digits, chosen_tasks
 
 __all__ = ["DigitsDataModule", "make_pairs", "source_digits"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from recipes.digits.loader import BatchSampler, TensorLoader
+from recipes.common.loader import BatchSampler, TensorLoader
 
 
 def epoch_of(sampler: BatchSampler, epoch: int) -> list[list[int]]:
