@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.wrappers import Running
 
-from lightning_cost.metrics import DeltaM, MeanRank, _state_dtype, delta_m, mean_rank
+from lightning_cost.metrics import DeltaM, MeanRank, delta_m, mean_rank
+from lightning_cost.metrics._precision import state_dtype
 
 # Table 1 of the paper (CityScapes): mIoU, pixel accuracy, absolute error, relative error, printed MR, printed Δm%.
 CITYSCAPES_BASELINES = [74.01, 93.16, 0.0125, 27.77]
@@ -466,7 +467,7 @@ def test_the_state_moves_to_the_device_in_a_precision_that_it_has(
     def no_double_on_meta(device: torch.device) -> torch.dtype:
         return torch.float32 if device.type == "meta" else torch.float64
 
-    monkeypatch.setattr("lightning_cost.metrics._state_dtype", no_double_on_meta)
+    monkeypatch.setattr("lightning_cost.metrics._precision.state_dtype", no_double_on_meta)
     metric = factory().to("meta")
     assert metric.device.type == "meta"
     for state in (metric.sums, metric.counts, *metric._defaults.values()):
@@ -489,8 +490,8 @@ def test_metrics_on_a_gpu_take_values_from_anywhere(factory: Factory) -> None:
 
 
 def test_devices_without_double_precision_get_single() -> None:
-    assert _state_dtype(torch.device("mps")) == torch.float32
-    assert _state_dtype(torch.device("cuda", 1)) == _state_dtype(torch.device("cpu")) == torch.float64
+    assert state_dtype(torch.device("mps")) == torch.float32
+    assert state_dtype(torch.device("cuda", 1)) == state_dtype(torch.device("cpu")) == torch.float64
 
 
 @both

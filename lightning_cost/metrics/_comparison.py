@@ -3,14 +3,14 @@ r"""What multi-task methods are compared by: :math:`\Delta m\%` and the mean ran
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
+
+from lightning_cost.metrics._averages import NamedAverages, check_names, check_number
+from lightning_cost.metrics._precision import at_least_single
 
 __all__ = ["DeltaM", "MeanRank", "delta_m", "mean_rank"]
 
@@ -46,7 +46,7 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
         >>> delta_m(values, [74.01, 93.16, 0.0125, 27.77], [True, True, False, False])
         tensor([22.6210,  4.3047])
     """
-    values = _at_least_single_precision(values)
+    values = at_least_single(values)
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(
             f"`values` must have shape (..., metrics) with at least one metric, got {tuple(values.shape)}."
@@ -90,7 +90,7 @@ def mean_rank(values: Tensor, higher_is_better: Tensor | Sequence[bool]) -> Tens
         >>> mean_rank(accuracy_and_error, [True, False])
         tensor([1.7500, 2.2500, 2.0000])
     """
-    values = _at_least_single_precision(values)
+    values = at_least_single(values)
     if values.ndim != 2 or values.numel() == 0:
         raise ValueError(
             f"`values` must have shape (methods, metrics) with at least one of each, got {tuple(values.shape)}."
@@ -104,74 +104,7 @@ def mean_rank(values: Tensor, higher_is_better: Tensor | Sequence[bool]) -> Tens
     return (beaten_by + (tied_with + 1) / 2).mean(dim=1)
 
 
-class _NamedAverages(Metric):
-    """Averages of named metric values, one row of them for each thing that is evaluated.
-
-    The sums are kept in double precision on every device that has it, whatever precision the model is cast to: a
-    bfloat16 sum of ten mIoUs near 75 is a multiple of 4, and methods differ by less.
-
-    Args:
-        rows: How many things are evaluated.
-        higher_is_better: The metrics, and for each whether a higher value is better.
-        **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
-    """
-
-    full_state_update = False
-
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, rows: int, higher_is_better: Mapping[str, bool], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not isinstance(higher_is_better, Mapping) or not higher_is_better:
-            raise TypeError(f"`higher_is_better` must map names of metrics to booleans, got {higher_is_better!r}.")
-        for name, higher in higher_is_better.items():
-            if not isinstance(higher, bool):
-                raise TypeError(f"`higher_is_better[{name!r}]` must be a boolean, got {higher!r}.")
-        # Sorted, so that the states of two copies can be added even where their mappings were written in another order.
-        self.names = tuple(sorted(higher_is_better))
-        # `higher_is_better` itself is a constant of every torchmetrics class and says the same of the result.
-        self._directions = tuple(higher_is_better[name] for name in self.names)
-        dtype = _state_dtype(self.device)
-        self.add_state("sums", torch.zeros(rows, len(self.names), dtype=dtype), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(rows, dtype=dtype), dist_reduce_fx="sum")
-
-    def _add(self, row: int, values: Mapping[str, Tensor | float]) -> None:
-        """Add one evaluation of a row; nothing changes if a value is refused."""
-        if not isinstance(values, Mapping):
-            raise TypeError(f"`values` must map each metric's name to its value, got {type(values).__name__}.")
-        _check_names("values", values, self.names)
-        for name in self.names:
-            _check_number(f"values[{name!r}]", values[name])
-        dtype, device = self.sums.dtype, self.sums.device
-        evaluation = torch.stack(
-            [torch.as_tensor(values[k], dtype=dtype, device=device).reshape(()) for k in self.names]
-        )
-        bad = {name: x for name, x in zip(self.names, evaluation.tolist(), strict=True) if not math.isfinite(x)}
-        if bad:
-            raise ValueError(f"`values` must be finite, got {bad}.")
-        selected = torch.arange(len(self.counts), device=device) == row
-        # Not in place: after a reset within validation the states are inference tensors, which forbid that elsewhere.
-        self.sums = self.sums + selected.unsqueeze(1) * evaluation
-        self.counts = self.counts + selected
-
-    def _averages(self) -> Tensor:
-        return self.sums / self.counts.unsqueeze(1)
-
-    def _as_result(self, result: Tensor) -> Tensor:
-        return result.to(torch.promote_types(self.dtype, torch.float32))
-
-    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = ()) -> Module:
-        super()._apply(fn, exclude_state=(*exclude_state, "sums", "counts"))
-        dtype = _state_dtype(self.device)
-        for state in ("sums", "counts"):
-            moved = getattr(self, state).to(self.device, dtype)
-            setattr(self, state, moved)
-            self._defaults[state] = torch.zeros_like(moved)
-        return self
-
-
-class DeltaM(_NamedAverages):
+class DeltaM(NamedAverages):
     r"""Mean relative degradation against single-task models, in percent (Eq. 14 of the COST paper).
 
     .. math:: \Delta m\% = \frac{1}{K} \sum_{k=1}^K (-1)^{\delta_k} \frac{M_k - B_k}{B_k} \times 100
@@ -240,7 +173,7 @@ class DeltaM(_NamedAverages):
         super().__init__(1, higher_is_better, **kwargs)
         if not isinstance(baselines, Mapping):
             raise TypeError(f"`baselines` must map each metric's name to its single-task value, got {baselines!r}.")
-        _check_names("baselines", baselines, self.names)
+        check_names("baselines", baselines, self.names)
         self.baselines = {name: _positive(f"baselines[{name!r}]", baselines[name]) for name in self.names}
 
     def update(self, values: Mapping[str, Tensor | float]) -> None:
@@ -254,7 +187,7 @@ class DeltaM(_NamedAverages):
         return self._as_result(delta_m(self._averages()[0], list(self.baselines.values()), self._directions))
 
 
-class MeanRank(_NamedAverages):
+class MeanRank(NamedAverages):
     """Mean over the metrics of each method's rank among the methods ("MR" in the tables of the COST paper).
 
     Rank 1 is the best, and methods with equal averages share the average of the ranks that they take up. One update
@@ -324,10 +257,6 @@ class MeanRank(_NamedAverages):
         )
 
 
-def _at_least_single_precision(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _as_directions(higher_is_better: Tensor | Sequence[bool], values: Tensor) -> Tensor:
     directions = torch.as_tensor(higher_is_better, device=values.device)
     if directions.dtype != torch.bool:
@@ -346,32 +275,9 @@ def _check_finite(argument: str, tensor: Tensor) -> None:
         raise ValueError(f"`{argument}` must be finite, got {tensor[tuple(bad[0])].item()} at index {bad[0]}.")
 
 
-def _check_names(argument: str, given: Iterable[str], expected: Sequence[str]) -> None:
-    given = set(given)
-    missing, unknown = sorted(set(expected) - given), sorted(given - set(expected), key=str)
-    if missing or unknown:
-        raise ValueError(
-            f"`{argument}` must have the metrics {list(expected)} of `higher_is_better`: "
-            f"missing {missing}, unknown {unknown}."
-        )
-
-
-def _check_number(argument: str, value: object) -> None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise TypeError(f"`{argument}` must have one element, got a tensor of shape {tuple(value.shape)}.")
-    elif not isinstance(value, Real):
-        raise TypeError(f"`{argument}` must be a number or a tensor with one element, got {value!r}.")
-
-
 def _positive(argument: str, value: Tensor | float) -> float:
-    _check_number(argument, value)
+    check_number(argument, value)
     number = float(value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"`{argument}` must be positive and finite, because Eq. 14 divides by it, got {number}.")
     return number
-
-
-def _state_dtype(device: torch.device) -> torch.dtype:
-    # Metal has no double precision; moving a float64 tensor there is an error.
-    return torch.float32 if device.type == "mps" else torch.float64

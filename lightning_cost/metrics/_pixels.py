@@ -1,0 +1,93 @@
+"""Metrics of the valid pixels of images: averaged over all of them, or batch by batch as in published tables."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_cost.metrics._precision import PreciseMetric
+
+__all__ = ["Average", "PixelMetric", "check_shapes"]
+
+Average = Literal["pixels", "batch"]
+
+
+class PixelMetric(PreciseMetric):
+    """A metric of quantities that are averaged over valid pixels.
+
+    Metrics of one family keep the same sums, each for all of them: in a `torchmetrics.MetricCollection` the sums are
+    then taken once. It tells states that may be shared from others by their names and by their values after the first
+    batch, which may well be zeros for all; hence the number that is divided by is named after what it counts.
+
+    Args:
+        average: ``"pixels"``: every valid pixel counts the same. ``"batch"``: every batch does.
+        **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
+    """
+
+    def __init__(self, average: Average, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if average not in get_args(Average):
+            raise ValueError(f"`average` must be one of {list(get_args(Average))}, got {average!r}.")
+        self.average = average
+        self._count = "num_pixels" if average == "pixels" else "num_batches"
+        self._add_sum(self._count)
+        self._is_batch_value = False
+
+    def _add_batch(self, pixels: Tensor, **sums: Tensor) -> None:
+        """Add sums over the valid pixels of a batch, of which there may be none."""
+        count = getattr(self, self._count)
+        pixels = pixels.to(count)
+        share = torch.ones_like(pixels) if self.average == "pixels" else 1 / pixels.clamp(min=1)
+        for name, value in sums.items():
+            state = getattr(self, name)
+            setattr(self, name, state + share * value.to(state))
+        setattr(self, self._count, count + (pixels if self.average == "pixels" else pixels > 0))
+
+    def _mean(self, name: str) -> Tensor:
+        """One of the sums, divided by the number of pixels or batches."""
+        count: Tensor = getattr(self, self._count)
+        if not self._is_batch_value and not count.item():
+            raise RuntimeError(
+                f"`{type(self).__name__}` has nothing to compute: no pixel of any batch since the last reset was valid."
+            )
+        mean: Tensor = getattr(self, name) / count
+        return mean
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a batch.
+
+        Returns:
+            The value of this batch; not a number if it has no valid pixel.
+        """
+        self._is_batch_value = True
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._is_batch_value = False
+
+
+def check_shapes(preds: Tensor, target: Tensor, mask: Tensor | None, mask_shape: torch.Size) -> None:
+    """Refuse predictions, targets and masks that do not belong together.
+
+    Args:
+        preds: The predictions.
+        target: What they are compared with, of the same shape.
+        mask: Booleans of shape `mask_shape`, if there is a mask.
+        mask_shape: One element a pixel.
+
+    Raises:
+        TypeError: If the mask does not hold booleans.
+        ValueError: If a shape does not fit.
+    """
+    if preds.shape != target.shape:
+        raise ValueError(
+            f"`preds` and `target` must have the same shape, got {tuple(preds.shape)} and {tuple(target.shape)}."
+        )
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"`mask` must hold booleans, got {mask.dtype}.")
+    if mask.shape != mask_shape:
+        raise ValueError(f"`mask` must have shape {tuple(mask_shape)}, one element a pixel, got {tuple(mask.shape)}.")
