@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
 from torchjd.aggregation import Aggregator
 from torchjd.scalarization import Scalarizer
 
@@ -52,3 +54,11 @@ class Problem(ABC):
     @abstractmethod
     def make_data(self, tasks: Sequence[str], seed: int) -> L.LightningDataModule:
         """The data; `seed` decides the order of the training batches and nothing else, so that runs can be paired."""
+
+    def make_callbacks(self, folder: Path) -> list[Callback]:
+        """Callbacks that every run of all tasks has, beside the one that is studied; none by default.
+
+        Args:
+            folder: A folder of the run's own, for what they write.
+        """
+        return []

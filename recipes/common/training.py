@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import lightning as L
@@ -216,6 +216,7 @@ def train_and_test(
     validate_every: int = 1,
     look_every: int | None = 10,
     test_curve: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Measured:
     """Train from a seed for a number of epochs, then test what the last step left: nothing is selected on the way.
 
@@ -230,7 +231,9 @@ def train_and_test(
         teleport: The callback to train with.
         validate_every: Validate after every n-th epoch, and after the last.
         look_every: Look at losses and conflict in every n-th step; None: never.
-        test_curve: After training, also test the weights of every validation. They are kept in memory until then.
+        test_curve: After training, also test the weights of every validation. They are kept in memory until then, and
+            the last are tested last.
+        callbacks: Others to train with.
     """
     L.seed_everything(seed, verbose=False)
     model = make_model()
@@ -242,7 +245,7 @@ def train_and_test(
         max_epochs=epochs,
         check_val_every_n_epoch=validate_every,
         num_sanity_val_steps=0,
-        callbacks=[callback for callback in (recorder, teleport, validation) if callback is not None],
+        callbacks=[callback for callback in (recorder, teleport, validation, *callbacks) if callback is not None],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

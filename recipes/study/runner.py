@@ -93,6 +93,7 @@ def _train(job: tuple[RunSpec, Path]) -> None:
         validate_every=max(1, spec.epochs // problem.evaluations),
         look_every=problem.look_every if spec.task is None else None,
         test_curve=True,
+        callbacks=problem.make_callbacks(folder / spec.name) if spec.task is None else (),
     )
     unknown = set(problem.higher_is_better) - set(measured.test) if spec.task is None else set()
     if unknown:

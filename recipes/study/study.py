@@ -54,6 +54,10 @@ class Study:
         """All runs."""
         return plan(self.rows, self.seeds, self.epochs)
 
+    def folder(self, spec: RunSpec) -> Path:
+        """Where the callbacks of a run's problem write, see `Problem.make_callbacks`."""
+        return self.output / "runs" / spec.name
+
     def run(self, jobs: int = 1, console: Console | None = None) -> int:
         """Do the runs that are missing; returns how many. See `run_missing`."""
         return run_missing(self.specs, self.output / "runs", jobs, console or Console())

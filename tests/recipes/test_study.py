@@ -552,6 +552,23 @@ class NetProblem(Problem):
     def make_data(self, tasks, seed):
         return Batches()
 
+    def make_callbacks(self, folder):
+        return [TestedWeights(folder)]
+
+
+class TestedWeights(L.Callback):
+    """Writes what is tested; the last to be tested are the weights of the last step."""
+
+    __test__ = False
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_test_end(self, trainer, pl_module):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mean = float(sum(parameter.sum() for parameter in pl_module.parameters()))
+        (self.folder / "weights.txt").write_text(f"{trainer.global_step} {mean}")
+
 
 class WrongProblem(NetProblem):
     @property
@@ -573,6 +590,10 @@ def test_a_study_of_ones_own_module(tmp_path, capsys):
     assert (plain["callback"], often["callback"]) == ("", f"{__name__}:often")
     assert int(often["teleports_tried"]) == 6
     assert float(plain["left_mse"]) > 0
+    # The single-task runs have no callbacks, and the two others folders of their own.
+    steps, weights = zip(*(path.read_text().split() for path in tmp_path.glob("runs/*/weights.txt")), strict=True)
+    assert steps == ("6", "6")
+    assert len(set(weights)) == 2
 
 
 def often(problem, seed):
