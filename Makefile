@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help install demo toy test lint docs clean
+.PHONY: help install demo toy qm9 test lint docs clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv with the package, editable, and all that the other targets need
 
@@ -29,6 +29,9 @@ demo: $(STAMP) ## Train on overlaid digits with and without COST: a table, CSV f
 toy: $(STAMP) ## Draw trajectories on the two-parameter problem, with and without COST
 	$(BIN)/python -m recipes.toy
 
+qm9: $(STAMP) ## Train on 10,000 molecules with and without COST: a table and figures in qm9_output/
+	$(BIN)/python -m recipes.qm9.demo
+
 test: $(STAMP) ## Run the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
@@ -41,5 +44,5 @@ docs: $(STAMP) ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove caches and what the other targets wrote, but keep .venv
-	rm -rf build dist site demo_output study_output toy_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf build dist site demo_output study_output toy_output qm9_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -23,9 +23,9 @@ def normal_angles(preds: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     Neither has to be of unit length. A prediction of length zero has no direction and is taken to be 90 degrees off.
     Predictions elsewhere do not matter, even if they are not finite.
 
-    The angle is :math:`2 \operatorname{atan2}(|a - b|, |a + b|)` for unit vectors :math:`a` and :math:`b`. Unlike the
-    arc cosine of their product, which single precision rounds to multiples of 0.02 degrees near zero, it is exact at
-    every angle and never out of range.
+    The angle is ``2 atan2(|a - b|, |a + b|)`` for unit vectors ``a`` and ``b``. Unlike the arc cosine of their product,
+    which single precision rounds to multiples of 0.02 degrees near zero, it is exact at every angle and never out of
+    range.
 
     Args:
         preds: Predicted normals, shape :math:`(B, 3, \ldots)`.

@@ -592,7 +592,7 @@ def test_a_study_of_ones_own_module(tmp_path, capsys):
     assert float(plain["left_mse"]) > 0
     # The single-task runs have no callbacks, and the two others folders of their own.
     steps, weights = zip(*(path.read_text().split() for path in tmp_path.glob("runs/*/weights.txt")), strict=True)
-    assert steps == ("6", "6")
+    assert steps == ("12", "12")
     assert len(set(weights)) == 2
 
 
