@@ -1,0 +1,97 @@
+"""The molecules of a folder of torch_geometric's QM9."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.qm9.molecules import ATOMIC_NUMBERS, BOND_TYPES, ELEMENTS, Molecules
+
+__all__ = ["load_processed"]
+
+# What torch_geometric.datasets.QM9 has called it since version 1.7.
+_PROCESSED = Path("processed") / "data_v3.pt"
+
+
+def load_processed(root: str | Path) -> Molecules:
+    """Read what `torch_geometric.datasets.QM9(root)` has processed; nothing is downloaded.
+
+    Positions have four decimals there, and bonds are those of DeepChem's file, some of which differ from the package's.
+
+    Args:
+        root: The folder given to torch_geometric.
+
+    Raises:
+        ModuleNotFoundError: If torch_geometric is not installed.
+        FileNotFoundError: If the folder has no processed file.
+        ValueError: If that file is not as torch_geometric writes it.
+    """
+    try:
+        from torch_geometric.data import InMemoryDataset  # noqa: PLC0415 (needed for this alone)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "root is a folder of torch_geometric, which is not installed: pip install torch_geometric. Without root,"
+            " the molecules of the package qm9pack are used."
+        ) from error
+
+    path = Path(root) / _PROCESSED
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"root={str(root)!r} has no {_PROCESSED}. Let torch_geometric.datasets.QM9({str(root)!r}) write it, or"
+            " leave root out to use the package qm9pack."
+        )
+    # QM9 itself would download what it does not find.
+    dataset = InMemoryDataset()
+    dataset.load(str(path))
+    try:
+        return _molecules(dataset)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not as torch_geometric.datasets.QM9 writes it without pre_transform: {error}"
+        ) from error
+
+
+def _molecules(dataset: Any) -> Molecules:
+    data, slices = dataset._data, dataset.slices
+    features, ends, types = data.x.numpy(), data.edge_index.numpy(), data.edge_attr.numpy()
+    num_atoms, num_edges = np.diff(slices["x"].numpy()), np.diff(slices["edge_attr"].numpy())
+    if features.shape[1] != len(ELEMENTS) + 6 or types.shape[1] != len(BOND_TYPES):
+        raise ValueError(f"atoms have {features.shape[1]} and edges {types.shape[1]} features instead of 11 and 4")
+    elements = features[:, : len(ELEMENTS)].argmax(1).astype(np.uint8)
+    # Every bond is there in both directions.
+    once = ends[0] < ends[1]
+    owner = np.repeat(np.arange(len(num_edges)), num_edges)[once]
+    molecules = Molecules(
+        index=(data.idx.numpy() + 1).astype(np.int32),
+        num_atoms=num_atoms.astype(np.uint8),
+        num_bonds=np.bincount(owner, minlength=len(num_atoms)).astype(np.uint8),
+        elements=elements,
+        positions=data.pos.numpy(),
+        bond_atoms=ends.T[once].astype(np.uint8),
+        bond_orders=(types[once].argmax(1) + 1).astype(np.uint8),
+        targets=data.y.numpy(),
+    )
+    if 2 * once.sum() != len(once):
+        raise ValueError("not every bond has two directions")
+    if not np.array_equal(_features(molecules), features):
+        raise ValueError("features of atoms are not those that their elements and bonds give")
+    return molecules
+
+
+def _features(molecules: Molecules) -> NDArray[np.float32]:
+    """The 11 features of an atom: its element, atomic number, four that are zero, and its number of hydrogens.
+
+    The four are aromatic, sp, sp2 and sp3. torch_geometric reads its file without RDKit's perception, so that they are
+    always zero; this recipe does not keep them.
+    """
+    features = np.zeros((len(molecules.elements), len(ELEMENTS) + 6), np.float32)
+    features[np.arange(len(features)), molecules.elements] = 1
+    features[:, len(ELEMENTS)] = np.array(ATOMIC_NUMBERS)[molecules.elements]
+    first_atom = np.cumsum(molecules.num_atoms, dtype=int) - molecules.num_atoms
+    ends = molecules.bond_atoms + np.repeat(first_atom, molecules.num_bonds)[:, None]
+    for atom, other in (ends.T, ends.T[::-1]):
+        np.add.at(features[:, -1], atom, ELEMENTS[0] == np.array(ELEMENTS)[molecules.elements[other]])
+    return features
