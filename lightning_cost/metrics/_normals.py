@@ -170,10 +170,11 @@ class MedianNormalAngle(_NormalAngles):
         """The median of all pixels, or the mean median of the batches, since the last reset."""
         if self.average == "batch":
             return self._checked(self._mean("median"))
-        pixels = getattr(self, self._count)
-        middle = torch.stack([(pixels - 1).div(2, rounding_mode="floor"), pixels.div(2, rounding_mode="floor")]) + 1
-        bins = torch.searchsorted(self.histogram.cumsum(dim=0), middle)
-        return self._checked((bins.to(pixels) + 0.5).mean() / _BINS_PER_DEGREE)
+        # Integers, because no GPU adds up floating point numbers in a fixed order.
+        pixels: Tensor = getattr(self, self._count).long()
+        middle = torch.stack([(pixels + 1) // 2, pixels // 2 + 1])
+        bins = torch.searchsorted(self.histogram.long().cumsum(dim=0), middle)
+        return self._checked((bins.to(self.histogram) + 0.5).mean() / _BINS_PER_DEGREE)
 
 
 class NormalsWithin(_NormalAngles):
