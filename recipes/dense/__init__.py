@@ -1,0 +1,1 @@
+"""What the recipes for dense prediction share: networks and losses."""
