@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -77,12 +75,13 @@ def load_cache(cache_dir: str | Path | None = None) -> Molecules:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there yet. Build it: {command}")
     arrays = _read(path)
-    if arrays.pop("origin").tolist() != _origin():
-        raise ValueError(f"{path} is of another version of this recipe. Build it anew: {command}")
     try:
-        return Molecules(**arrays)
-    except (TypeError, ValueError) as error:
+        origin = arrays.pop("origin").tolist()
+        if origin == _origin():
+            return Molecules(**arrays)
+    except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+    raise ValueError(f"{path} is of another version of this recipe. Build it anew: {command}")
 
 
 def _origin() -> list[str]:
@@ -131,11 +130,13 @@ def _write(path: Path, molecules: Molecules) -> None:
 
 def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read some of the arrays, or all; the archive has a checksum of each."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names or file.files}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
+    with path.open("rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in names or file.files}
+        except Exception as error:
+            # A file that could be opened and not read: there is hardly an exception that zipfile does not raise then.
+            raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

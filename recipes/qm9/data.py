@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -65,6 +66,8 @@ class QM9DataModule(L.LightningDataModule):
         cache_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
+        # Checkpoints keep the arguments, and PyTorch loads no paths from them.
+        root, cache_dir = (folder if folder is None else os.fspath(folder) for folder in (root, cache_dir))
         self.save_hyperparameters()
         least = {"batch_size": 1, "num_val": 1, "num_test": 1, "seed": 0, "shuffle_seed": 0}
         for name, minimum in least.items():
