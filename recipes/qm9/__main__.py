@@ -1,0 +1,31 @@
+"""Command line of the recipe: `python -m recipes.qm9 fit --config recipes/qm9/fairgrad_cost.yaml`."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from recipes.qm9.data import QM9DataModule
+from recipes.qm9.model import QM9Model
+
+__all__ = ["QM9CLI", "main"]
+
+
+class QM9CLI(LightningCLI):
+    """LightningCLI in which the data carry the targets of the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link `data.targets` to `model.targets`."""
+        parser.link_arguments("model.targets", "data.targets")
+
+
+def main(args: list[str] | None = None) -> QM9CLI:
+    """Run one subcommand.
+
+    Args:
+        args: Command line without the program's name; None: `sys.argv`.
+    """
+    return QM9CLI(QM9Model, QM9DataModule, args=args, seed_everything_default=0, auto_configure_optimizers=False)
+
+
+if __name__ == "__main__":
+    main()
