@@ -40,7 +40,7 @@ def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np
     rows = -(-len(predictions) // _COLUMNS)
     columns = min(len(predictions), _COLUMNS)
     figure = Figure(figsize=(3.2 * columns, 3.1 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax, (name, predicted) in zip(axes, predictions.items(), strict=False):
         true, unit = truths[name], TARGETS[name].report_unit
         low, high = np.percentile(true, [_OUTLIERS, 100 - _OUTLIERS])
@@ -56,8 +56,8 @@ def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np
         )
         ax.title.set_fontsize("medium")
         ax.spines[["top", "right"]].set_visible(False)
-    for ax in list(axes):
-        ax.set_visible(ax.has_data())
+    for ax in axes[len(predictions) :]:
+        ax.set_visible(False)
     return figure
 
 
