@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
         study.run(options.jobs, console)
         results = study.results("test")
         written = list(results.write(options.output, "qm9"))
-    except (RunFailedError, ValueError) as error:
+    except (RunFailedError, ImportError, OSError, ValueError) as error:
         print_error(console, error)
         return 1
     except KeyboardInterrupt:
