@@ -1,0 +1,123 @@
+"""The F1 of every attribute, beside that of a network of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from typing_extensions import override
+
+from recipes.celeba.model import CelebAModel
+
+__all__ = ["AttributeBars", "bar_figure"]
+
+# Of Okabe and Ito's colors, which most color-blind readers tell apart.
+_BETTER, _WORSE = "#0072B2", "#D55E00"
+
+
+def bar_figure(scores: Mapping[str, float], single_task: Mapping[str, float]) -> Figure:
+    """One bar an attribute, in the color of whether it reaches the single-task value, which is a mark beside it.
+
+    Args:
+        scores: Attribute to F1.
+        single_task: The same attributes to the F1 of models that are trained on one alone.
+
+    Raises:
+        ValueError: If the attributes differ.
+    """
+    if scores.keys() != single_task.keys():
+        raise ValueError(
+            f"`scores` has {list(scores)} and `single_task` {list(single_task)}: the attributes must agree."
+        )
+    figure = Figure(figsize=(7, 1.2 + 0.21 * len(scores)), layout="constrained", dpi=120)
+    ax = figure.subplots()
+    places, values = np.arange(len(scores)), np.array(list(scores.values()))
+    against = np.array([single_task[name] for name in scores])
+    for reached, color, label in ((True, _BETTER, "F1, as single-task or better"), (False, _WORSE, "F1, worse")):
+        shown = (values >= against) == reached
+        ax.barh(places[shown], values[shown], color=color, label=label)
+    ax.plot(against, places, "|", color="black", markersize=9, markeredgewidth=1.6, label="single-task F1")
+    ax.set_yticks(places, [name.replace("_", " ") for name in scores], fontsize="small")
+    ax.set(
+        xlim=(0, 1),
+        ylim=(len(scores) - 0.4, -0.6),
+        xlabel=f"F1; mean {values.mean():.3f}, single-task {against.mean():.3f}",
+    )
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+    return figure
+
+
+class AttributeBars(L.Callback):
+    """After a validation or a test, draws the F1 of each attribute beside the single-task values.
+
+    The figure is written to `f1_val.png`, where the next validation replaces it, or `f1_test.png`, and goes to the
+    loggers that take images (TensorBoard's, and those with `log_image`) as `val/f1` or `test/f1`. Training goes on as
+    without it.
+
+    Args:
+        folder: Where to write; None: the folder of the Trainer's logs.
+        every_n_epochs: Draw in every n-th epoch; tests are always drawn.
+
+    Raises:
+        ValueError: If `every_n_epochs` is below 1.
+    """
+
+    def __init__(self, folder: str | Path | None = None, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs} must be at least 1.")
+        self.folder = None if folder is None else Path(folder)
+        self.every_n_epochs = every_n_epochs
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse other models.
+
+        Raises:
+            MisconfigurationException: If the model is no `CelebAModel`.
+        """
+        if not isinstance(pl_module, CelebAModel):
+            raise MisconfigurationException(
+                f"AttributeBars draws what a CelebAModel logs; got a {type(pl_module).__name__}."
+            )
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, unless the validation is Lightning's trial before training, or of another epoch."""
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        due = not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")
+
+    @override
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw."""
+        self._draw(trainer, pl_module, "test")
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # All processes are asked for it.
+        log_dir = trainer.log_dir
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, CelebAModel)
+        logged = trainer.callback_metrics
+        scores = {name: float(logged[f"{stage}/{name}_f1"]) for name in pl_module.attributes}
+        canvas = FigureCanvasAgg(bar_figure(scores, pl_module.single_task_f1))
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        folder = self.folder or Path(log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"f1_{stage}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"{stage}/f1", pixels, trainer.global_step, dataformats="HWC")
+            elif callable(getattr(logger, "log_image", None)):
+                logger.log_image(key=f"{stage}/f1", images=[pixels], step=trainer.global_step)

@@ -1,0 +1,109 @@
+"""CelebA: 202,599 faces with 40 attributes each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import lightning as L
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.celeba.cache import load_images, prepare_images
+from recipes.celeba.listing import SPLITS, Listing, read_listing
+from recipes.celeba.loader import FaceLoader
+from recipes.common.loader import BatchSampler
+
+__all__ = ["CelebADataModule", "Check"]
+
+Check = Literal["files", "full"]
+# Half of it, three times, is still a pixel.
+_LEAST_SIZE = 8
+
+
+class CelebADataModule(L.LightningDataModule):
+    """Faces of CelebA in the official splits; see `FaceLoader` for what a batch is.
+
+    The images are decoded and resized once and kept in a file of 12 kB an image at the default size. That every one of
+    them can be read is known before training starts.
+
+    Args:
+        root: The folder that holds `Img`, `Anno` and `Eval` (the authors' layout), or `celeba` with everything in it
+            (torchvision's). Nothing is downloaded.
+        batch_size: Faces per batch and process. An incomplete last training batch is dropped.
+        image_size: Height and width to which the images are resized.
+        num_workers: Threads that read the images where they are not resized yet; None: as many as there are CPUs.
+        shuffle_seed: Seed of the order of the training batches, which nothing else has a say in: runs with the same
+            seed see the same batches.
+        check: "files" looks whether the text files are sound and all images there; "full" also reads all images, even
+            if they were resized before, and resizes them anew.
+        cache_dir: Folder of the resized images; None: `lightning_cost/celeba` in the user's folder for caches.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        batch_size: int = 256,
+        image_size: int = 64,
+        num_workers: int | None = None,
+        shuffle_seed: int = 0,
+        check: Check = "files",
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        # Checkpoints keep the arguments, and PyTorch loads no paths from them.
+        root = os.fspath(root)
+        cache_dir = cache_dir if cache_dir is None else os.fspath(cache_dir)
+        self.save_hyperparameters()
+        if num_workers is None:
+            num_workers = os.cpu_count() or 1
+        least = {"batch_size": 1, "image_size": _LEAST_SIZE, "num_workers": 1, "shuffle_seed": 0}
+        given = {"batch_size": batch_size, "image_size": image_size, "num_workers": num_workers}
+        for name, value in (given | {"shuffle_seed": shuffle_seed}).items():
+            if value < least[name]:
+                raise ValueError(f"{name}={value} must be at least {least[name]}.")
+        if check not in get_args(Check):
+            raise ValueError(f"check={check!r} must be one of {get_args(Check)}.")
+        self.root, self.batch_size, self.image_size, self.num_workers = root, batch_size, image_size, num_workers
+        self.shuffle_seed, self.check, self.cache_dir = shuffle_seed, check, cache_dir
+        self._listing: Listing | None = None
+        self._images: NDArray[np.uint8] | None = None
+
+    def prepare_data(self) -> None:
+        """Check the files, and resize the images unless that was done."""
+        self._listing = read_listing(self.root)
+        prepare_images(self._listing, self.image_size, self.cache_dir, self.num_workers, anew=self.check == "full")
+
+    def setup(self, stage: str) -> None:
+        """Map the images, whatever the stage needs.
+
+        Raises:
+            FileNotFoundError: If `prepare_data` was never called for this data.
+        """
+        # It was read in this process, unless the process is one of several.
+        self._listing = self._listing or read_listing(self.root)
+        self._images = load_images(self._listing, self.image_size, self.cache_dir)
+
+    def train_dataloader(self) -> FaceLoader:
+        """Shuffled training batches."""
+        return self._loader("train", self.shuffle_seed)
+
+    def val_dataloader(self) -> FaceLoader:
+        """Validation batches."""
+        return self._loader("val", None)
+
+    def test_dataloader(self) -> FaceLoader:
+        """Test batches."""
+        return self._loader("test", None)
+
+    def _loader(self, split: str, shuffle_seed: int | None) -> FaceLoader:
+        assert self._listing is not None
+        assert self._images is not None
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rows = np.flatnonzero(self._listing.splits == SPLITS.index(split))
+        sampler = BatchSampler(len(rows), self.batch_size, shuffle_seed, rank, world_size)
+        return FaceLoader(self._images, self._listing.attributes, rows, sampler)
