@@ -1,0 +1,169 @@
+"""The LightningModule of dense benchmarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchjd.aggregation import Aggregator
+from torchjd.scalarization import Scalarizer
+
+from lightning_cost import MultiTaskMixin
+from lightning_cost.metrics import delta_m
+from recipes.dense.layout import Layout
+from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
+from recipes.dense.metrics import Average, make_metrics
+from recipes.dense.mtan import Mtan
+from recipes.dense.segnet import WIDTHS, SegNet
+
+__all__ = ["DenseModel", "Network"]
+
+Network = Literal["mtan", "segnet"]
+
+_LOSSES = {"segmentation": segmentation_loss, "depth": depth_loss, "normals": normals_loss}
+
+
+class DenseModel(MultiTaskMixin, L.LightningModule):
+    """Predicts classes, depth and surface normals of every pixel.
+
+    Logged are `val/<metric>` for the metrics of `make_metrics`, and `val/delta_m`, their mean degradation against
+    single-task values in percent (Eq. 14 of the COST paper); the same with `test/`.
+
+    Args:
+        tasks: Tasks of the benchmark; None: all. One alone gives a single-task baseline.
+        network: "mtan", a SegNet with attention modules for each task, or "segnet", without.
+        widths: Features of the five stages.
+        share_attention: Whether the attention modules count as shared parameters, as in public code, although each of
+            them gets a gradient from one task alone. Otherwise the tasks share the trunk.
+        mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None for the mean of
+            the losses.
+        lr: Learning rate of Adam.
+        lr_milestones: Epochs, in increasing order, before which the learning rate is multiplied by `lr_factor`.
+        lr_factor: The positive factor.
+        average: What depth errors and angles are averaged over, "batch" as in published tables or "pixels".
+        single_task_values: For each metric of the tasks its value for a model that is trained on that task alone; None:
+            the published ones, of the full size.
+
+    Attributes:
+        layout: The benchmark.
+        published_values: Metric to its published single-task value.
+
+    Raises:
+        ValueError: If an argument is out of range, names an unknown task, or a metric has no single-task value.
+    """
+
+    layout: ClassVar[Layout]
+    published_values: ClassVar[Mapping[str, float]]
+
+    def __init__(
+        self,
+        tasks: Sequence[str] | None = None,
+        network: Network = "mtan",
+        widths: Sequence[int] = WIDTHS,
+        share_attention: bool = False,
+        mtl_method: Aggregator | Scalarizer | None = None,
+        lr: float = 1e-4,
+        lr_milestones: Sequence[int] = (100,),
+        lr_factor: float = 0.5,
+        average: Average = "batch",
+        single_task_values: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        channels = {name: target.channels for name, target in self.layout.chosen_tasks(tasks).items()}
+        if network not in get_args(Network):
+            raise ValueError(f"network={network!r} must be one of {get_args(Network)}.")
+        if share_attention and network != "mtan":
+            raise ValueError(f"share_attention=True needs network='mtan': network={network!r} has no attention.")
+        for name, value in {"lr": lr, "lr_factor": lr_factor}.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be positive and finite.")
+        if any(later <= earlier for earlier, later in pairwise((0, *lr_milestones))):
+            raise ValueError(f"lr_milestones={lr_milestones!r} must be epochs from 1 on, in increasing order.")
+        self.save_hyperparameters(ignore="mtl_method")
+        self.mtl_method = mtl_method
+        self.tasks = tuple(channels)
+        self.lr, self.lr_milestones, self.lr_factor = lr, tuple(lr_milestones), lr_factor
+        self.network = (Mtan if network == "mtan" else SegNet)(channels, widths)
+        self.shared_module = ["network.trunk", *(["network.attention"] if share_attention else [])]
+        self.metrics = nn.ModuleDict(
+            {
+                stage: nn.ModuleDict({name: make_metrics(name, size, average) for name, size in channels.items()})
+                for stage in ("val", "test")
+            }
+        )
+        names = [name for metrics in self.metrics["val"].values() for name in metrics]
+        self._baselines = _checked_values(
+            self.published_values if single_task_values is None else single_task_values, names
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predict every task.
+
+        Args:
+            image: (B, 3, H, W), values in [0, 1], H and W multiples of 32.
+
+        Returns:
+            Task to its prediction (B, channels, H, W): logits for a segmentation, unit vectors for `normals`.
+        """
+        predictions: dict[str, Tensor] = self.network(image)
+        return predictions
+
+    def task_losses(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy of the classes, absolute error of the depth, one minus the cosine of the normals."""
+        return {name: _LOSSES[name](prediction, batch[name]) for name, prediction in self(batch["image"]).items()}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Update the metrics; returns the predictions."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Update the metrics; returns the predictions."""
+        return self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics("test")
+
+    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        predictions = self(batch["image"])
+        for name, prediction in predictions.items():
+            for metric in self.metrics[stage][name].values():
+                metric.update(prediction, batch[name])
+        return predictions
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = {name: metric for of_task in self.metrics[stage].values() for name, metric in of_task.items()}
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
+        higher_is_better = [bool(metric.higher_is_better) for metric in metrics.values()]
+        degradation = delta_m(torch.stack(list(values.values())), self._baselines, higher_is_better)
+        self.log(f"{stage}/delta_m", degradation, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam over network and heads, with the drops of the learning rate that were asked for."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.lr_milestones, self.lr_factor)
+        return [optimizer], [scheduler]
+
+
+def _checked_values(values: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    """The single-task values of some metrics, in their order."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValueError(f"single_task_values={dict(values)} must have a value for each metric; {missing} have none.")
+    for name in names:
+        if not 0 < values[name] < math.inf:
+            raise ValueError(f"single_task_values[{name!r}]={values[name]} must be positive and finite.")
+    return [float(values[name]) for name in names]
