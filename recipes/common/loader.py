@@ -1,17 +1,18 @@
-"""Batches from tensors in memory, in an order that a seed and the epoch decide, resumable in mid-epoch.
+"""Batches of what is in memory, in an order that a seed and the epoch decide, resumable in mid-epoch.
 
 A `DataLoader` collates item by item, which costs more here than the training step; indexing whole tensors does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BatchSampler", "TensorLoader"]
+__all__ = ["BatchLoader", "BatchSampler", "TensorLoader"]
 
 
 class BatchSampler:
@@ -83,27 +84,27 @@ class BatchSampler:
         self._skip = self._served
 
 
-class TensorLoader:
-    """Serves dicts of equally long tensors in the batches of a sampler; Lightning saves and restores its position.
+class BatchLoader:
+    """Serves the batches of a sampler; Lightning saves and restores its position.
 
     Args:
-        tensors: Name to tensor, examples along the first dimension.
+        fetch: The indices of a batch (B,) to the batch.
         sampler: What decides the batches. Named as in a `DataLoader`, where Lightning looks for `set_epoch`.
     """
 
     batch_sampler = None  # Lightning reads it of whatever has a sampler.
 
-    def __init__(self, tensors: Mapping[str, Tensor], sampler: BatchSampler) -> None:
-        self.tensors = dict(tensors)
+    def __init__(self, fetch: Callable[[Tensor], Any], sampler: BatchSampler) -> None:
+        self.fetch = fetch
         self.sampler = sampler
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         for index in self.sampler:
-            yield {name: tensor[index] for name, tensor in self.tensors.items()}
+            yield self.fetch(index)
 
     def state_dict(self) -> dict[str, int]:
         """State of the sampler."""
@@ -112,3 +113,16 @@ class TensorLoader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Restore the sampler."""
         self.sampler.load_state_dict(state)
+
+
+class TensorLoader(BatchLoader):
+    """Serves dicts of equally long tensors.
+
+    Args:
+        tensors: Name to tensor, examples along the first dimension.
+        sampler: What decides the batches.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], sampler: BatchSampler) -> None:
+        self.tensors = dict(tensors)
+        super().__init__(lambda index: {name: tensor[index] for name, tensor in self.tensors.items()}, sampler)

@@ -134,6 +134,8 @@ def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarra
         try:
             with np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in names or file.files}
+        except MemoryError:
+            raise
         except Exception as error:
             # A file that could be opened and not read: there is hardly an exception that zipfile does not raise then.
             raise _damaged(path, error) from error

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.common.loader import BatchSampler
+from recipes.common.loader import BatchLoader, BatchSampler
 from recipes.qm9.cache import load_cache, prepare_cache
 from recipes.qm9.geometric import load_processed
-from recipes.qm9.loader import MoleculeLoader, MoleculeTensors
+from recipes.qm9.loader import MoleculeTensors
 from recipes.qm9.targets import BENCHMARK, TARGETS, chosen_targets
 
 __all__ = ["QM9DataModule"]
@@ -68,6 +68,7 @@ class QM9DataModule(L.LightningDataModule):
         super().__init__()
         # Checkpoints keep the arguments, and PyTorch loads no paths from them.
         root, cache_dir = (folder if folder is None else os.fspath(folder) for folder in (root, cache_dir))
+        targets = list(targets)
         self.save_hyperparameters()
         least = {"batch_size": 1, "num_val": 1, "num_test": 1, "seed": 0, "shuffle_seed": 0}
         for name, minimum in least.items():
@@ -82,12 +83,18 @@ class QM9DataModule(L.LightningDataModule):
         self._rows: dict[Split, Tensor] = {}
 
     def prepare_data(self) -> None:
-        """Build the file of molecules unless it is there."""
+        """Build the file of molecules unless it is there; see `prepare_cache` for what can go wrong."""
         if self.root is None:
             prepare_cache(self.cache_dir)
 
     def setup(self, stage: str) -> None:
-        """Load the molecules and split them, whatever the stage needs; once."""
+        """Load the molecules and split them, whatever the stage needs; once.
+
+        Raises:
+            FileNotFoundError: If there is no file of molecules, or no processed data set in `root`.
+            ModuleNotFoundError: If `root` is given and torch_geometric is not installed.
+            ValueError: If there are fewer molecules than asked for, or a target is constant.
+        """
         if self._rows:
             return
         molecules = load_cache(self.cache_dir) if self.root is None else load_processed(self.root)
@@ -110,24 +117,23 @@ class QM9DataModule(L.LightningDataModule):
                 )
         self._rows = {"test": test, "val": val, "train": train}
 
-    def train_dataloader(self) -> MoleculeLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled training batches."""
         return self._loader("train", self.shuffle_seed)
 
-    def val_dataloader(self) -> MoleculeLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Validation batches."""
         return self._loader("val", None)
 
-    def test_dataloader(self) -> MoleculeLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Test batches."""
         return self._loader("test", None)
 
-    def _loader(self, split: Split, shuffle_seed: int | None) -> MoleculeLoader:
+    def _loader(self, split: Split, shuffle_seed: int | None) -> BatchLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        rows = self._rows[split]
-        return MoleculeLoader(
-            self._molecules, rows, BatchSampler(len(rows), self.batch_size, shuffle_seed, rank, world_size)
-        )
+        molecules, rows = self._molecules, self._rows[split]
+        sampler = BatchSampler(len(rows), self.batch_size, shuffle_seed, rank, world_size)
+        return BatchLoader(lambda places: molecules.batch(rows[places]), sampler)
 
     def _check_sizes(self, num_molecules: int) -> None:
         left = num_molecules - self.num_test - self.num_val

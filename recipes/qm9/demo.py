@@ -13,9 +13,9 @@ from rich.markdown import Markdown
 from recipes.common.command import at_least, make_console, print_error
 from recipes.common.compare import Variant
 from recipes.common.parallel import RunFailedError
-from recipes.qm9.data import QM9DataModule
 from recipes.qm9.problems import PROBLEMS
 from recipes.study import Row, Study
+from recipes.study.store import StoredRunError
 
 __all__ = ["main"]
 
@@ -43,11 +43,10 @@ def main(args: Sequence[str] | None = None) -> int:
     rows = [Row(problem, Variant(method, callback)) for method in _METHODS for callback in ("", "COST")]
     study = Study(rows, options.output, range(options.seeds), options.epochs, "QM9 with and without COST")
     try:
-        QM9DataModule().prepare_data()
         study.run(options.jobs, console)
         results = study.results("test")
         written = list(results.write(options.output, "qm9"))
-    except (RunFailedError, ImportError, OSError, ValueError) as error:
+    except (RunFailedError, StoredRunError, ImportError, OSError, ValueError) as error:
         print_error(console, error)
         return 1
     except KeyboardInterrupt:

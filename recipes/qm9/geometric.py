@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.qm9.graphs import NUM_NODE_FEATURES
 from recipes.qm9.molecules import ATOMIC_NUMBERS, BOND_TYPES, ELEMENTS, Molecules
 
 __all__ = ["load_processed"]
@@ -59,8 +60,11 @@ def _molecules(dataset: Any) -> Molecules:
     data, slices = dataset._data, dataset.slices
     features, ends, types = data.x.numpy(), data.edge_index.numpy(), data.edge_attr.numpy()
     num_atoms, num_edges = np.diff(slices["x"].numpy()), np.diff(slices["edge_attr"].numpy())
-    if features.shape[1] != len(ELEMENTS) + 6 or types.shape[1] != len(BOND_TYPES):
-        raise ValueError(f"atoms have {features.shape[1]} and edges {types.shape[1]} features instead of 11 and 4")
+    if features.shape[1] != NUM_NODE_FEATURES or types.shape[1] != len(BOND_TYPES):
+        raise ValueError(
+            f"atoms have {features.shape[1]} and edges {types.shape[1]} features instead of"
+            f" {NUM_NODE_FEATURES} and {len(BOND_TYPES)}"
+        )
     elements = features[:, : len(ELEMENTS)].argmax(1).astype(np.uint8)
     # Every bond is there in both directions.
     once = ends[0] < ends[1]
@@ -88,7 +92,7 @@ def _features(molecules: Molecules) -> NDArray[np.float32]:
     The four are aromatic, sp, sp2 and sp3. torch_geometric reads its file without RDKit's perception, so that they are
     always zero; this recipe does not keep them.
     """
-    features = np.zeros((len(molecules.elements), len(ELEMENTS) + 6), np.float32)
+    features = np.zeros((len(molecules.elements), NUM_NODE_FEATURES), np.float32)
     features[np.arange(len(features)), molecules.elements] = 1
     features[:, len(ELEMENTS)] = np.array(ATOMIC_NUMBERS)[molecules.elements]
     first_atom = np.cumsum(molecules.num_atoms, dtype=int) - molecules.num_atoms

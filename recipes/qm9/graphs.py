@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipes.qm9.molecules import ATOMIC_NUMBERS, BOND_TYPES, ELEMENTS
+
 __all__ = ["NUM_EDGE_FEATURES", "NUM_NODE_FEATURES", "edge_features", "neighbors", "node_features"]
 
-NUM_NODE_FEATURES = 11
-NUM_EDGE_FEATURES = 5
-_HYDROGEN = 0
-# Of H, C, N, O and F.
-_ATOMIC_NUMBERS = (1.0, 6.0, 7.0, 8.0, 9.0)
-_BOND_TYPES = 4
+# Aromatic, sp, sp2 and sp3.
+_NUM_EMPTY = 4
+NUM_NODE_FEATURES = len(ELEMENTS) + 1 + _NUM_EMPTY + 1
+NUM_EDGE_FEATURES = len(BOND_TYPES) + 1
+_HYDROGEN = ELEMENTS.index("H")
 
 
 def node_features(elements: Tensor, bonds: Tensor, mask: Tensor) -> Tensor:
@@ -31,10 +32,10 @@ def node_features(elements: Tensor, bonds: Tensor, mask: Tensor) -> Tensor:
         (B, N, 11), zero where there is no atom.
     """
     elements = elements.long()
-    numbers = torch.tensor(_ATOMIC_NUMBERS, device=elements.device)[elements]
+    numbers = torch.tensor(ATOMIC_NUMBERS, dtype=torch.float32, device=elements.device)[elements]
     hydrogens = ((bonds > 0) & ((elements == _HYDROGEN) & mask).unsqueeze(1)).sum(dim=2)
-    empty = torch.zeros(*elements.shape, _BOND_TYPES, device=elements.device)
-    one_hot = F.one_hot(elements, len(_ATOMIC_NUMBERS)).float()
+    empty = torch.zeros(*elements.shape, _NUM_EMPTY, device=elements.device)
+    one_hot = F.one_hot(elements, len(ELEMENTS)).float()
     features = torch.cat([one_hot, numbers.unsqueeze(2), empty, hydrogens.float().unsqueeze(2)], dim=2)
     return features * mask.unsqueeze(2)
 
@@ -51,7 +52,7 @@ def edge_features(bonds: Tensor, positions: Tensor) -> Tensor:
     Returns:
         (B, N, N, 5).
     """
-    types = F.one_hot(bonds.long(), _BOND_TYPES + 1)[..., 1:].to(positions.dtype)
+    types = F.one_hot(bonds.long(), len(BOND_TYPES) + 1)[..., 1:].to(positions.dtype)
     distances = torch.linalg.vector_norm(positions.unsqueeze(2) - positions.unsqueeze(1), dim=3, keepdim=True)
     return torch.cat([types, distances], dim=3)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.common.loader import BatchSampler
 from recipes.qm9.molecules import Molecules
 
-__all__ = ["MoleculeLoader", "MoleculeTensors"]
+__all__ = ["MoleculeTensors", "num_molecules"]
 
 
 class MoleculeTensors:
@@ -69,33 +68,6 @@ class MoleculeTensors:
         }
 
 
-class MoleculeLoader:
-    """Serves batches of some molecules; Lightning saves and restores its position.
-
-    Args:
-        molecules: All molecules.
-        rows: Those to serve, by their place among all.
-        sampler: What decides the batches of them. Named as in a `DataLoader`, where Lightning looks for `set_epoch`.
-    """
-
-    batch_sampler = None  # Lightning reads it of whatever has a sampler.
-
-    def __init__(self, molecules: MoleculeTensors, rows: Tensor, sampler: BatchSampler) -> None:
-        self.molecules, self.rows = molecules, rows
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for places in self.sampler:
-            yield self.molecules.batch(self.rows[places])
-
-    def state_dict(self) -> dict[str, int]:
-        """State of the sampler."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Restore the sampler."""
-        self.sampler.load_state_dict(state)
+def num_molecules(batch: Mapping[str, Tensor]) -> int:
+    """Molecules of a batch, which is what throughput counts."""
+    return len(batch["targets"])

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
@@ -66,7 +67,7 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
         single_task_maes: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        chosen = chosen_targets(targets)
+        chosen, targets = chosen_targets(targets), list(targets)
         if not 0 < lr < math.inf:
             raise ValueError(f"lr={lr} must be positive and finite.")
         if schedule not in get_args(Schedule):
@@ -89,14 +90,25 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
         """Take the statistics of the targets from the data module, unless the model has some.
 
         Raises:
-            ValueError: If the data module has other targets.
+            MisconfigurationException: If the Trainer casts the model to half precision.
+            ValueError: If the data module has other targets, or if there is none and there are no statistics.
         """
         super().setup(stage)
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise MisconfigurationException(
+                f"precision={self.trainer.precision!r} rounds the targets themselves, by more than good predictions are"
+                " off. Use 'bf16-mixed', which keeps weights and targets in single precision."
+            )
         data = getattr(self.trainer, "datamodule", None)
-        if data is None or not torch.isnan(self.target_mean).all():
-            return
-        if tuple(data.targets) != self.targets:
+        if data is not None and tuple(data.targets) != self.targets:
             raise ValueError(f"The model predicts {self.targets}, but the data module has targets={data.targets}.")
+        if not torch.isnan(self.target_mean).all():
+            return
+        if data is None:
+            raise ValueError(
+                "The model has no mean and standard deviation of its targets yet. Give the Trainer a `QM9DataModule`,"
+                " or load a checkpoint."
+            )
         self.target_mean.copy_(data.target_mean)
         self.target_std.copy_(data.target_std)
 
@@ -110,7 +122,10 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
             Target to (B,).
         """
         features = self.backbone(batch["elements"], batch["bonds"], batch["positions"], batch["mask"])
-        return {name: head(features).squeeze(1) for name, head in self.heads.items()}
+        # A prediction in half precision would be off by about the error of a good network.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.target_mean.dtype)
+            return {name: head(features).squeeze(1) for name, head in self.heads.items()}
 
     def task_losses(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Squared error of each standardized target."""
@@ -150,8 +165,12 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
         errors = self.metrics[stage].compute().reshape(-1)
         self.metrics[stage].reset()
         for name, error in zip(self.targets, errors, strict=True):
-            self.log(f"{stage}/{name}_mae", error)
-        self.log(f"{stage}/delta_m", delta_m(errors, self._baselines, [False] * len(errors)), prog_bar=True)
+            if not torch.isfinite(error):
+                raise ValueError(f"{stage}/{name}_mae is {float(error)}: the training has diverged. Lower `lr`.")
+            # The metric has already seen all processes: `sync_dist` only tells Lightning so.
+            self.log(f"{stage}/{name}_mae", error, sync_dist=True)
+        excess = delta_m(errors, self._baselines, [False] * len(errors))
+        self.log(f"{stage}/delta_m", excess, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam over network and heads, with the schedule that was asked for."""

@@ -14,7 +14,7 @@ from recipes.common.problem import Problem
 from recipes.qm9.data import QM9DataModule
 from recipes.qm9.model import QM9Model, Schedule
 from recipes.qm9.parity import ParityPlot
-from recipes.qm9.targets import BENCHMARK, TARGETS
+from recipes.qm9.targets import BENCHMARK
 
 __all__ = ["PROBLEMS", "QM9Problem"]
 
@@ -50,9 +50,7 @@ class QM9Problem(Problem):
 
     def make_model(self, tasks: Sequence[str], method: Aggregator | Scalarizer | None) -> QM9Model:
         """A fresh model."""
-        # Studies compare with single-task runs of their own. These here only weigh errors in units that differ.
-        weights = {name: TARGETS[name].report_factor for name in tasks}
-        return QM9Model(tasks, self.width, self.edge_hidden, method, self.lr, self.schedule, weights)
+        return QM9Model(tasks, self.width, self.edge_hidden, method, self.lr, self.schedule)
 
     def make_data(self, tasks: Sequence[str], seed: int) -> QM9DataModule:
         """The same molecules and the same split for every seed, in another order."""

@@ -46,6 +46,9 @@ def run_missing(specs: Sequence[RunSpec], folder: Path, jobs: int, console: Cons
     # The runs of a pair one after the other: their times are compared, and other work on the machine comes and goes.
     missing.sort(key=lambda spec: (spec.task is not None, spec.problem, spec.seed))
     if missing:
+        # Once, and not by every process: what data have to be made from is often downloaded or built.
+        for problem in {spec.problem: find_problem(spec.problem) for spec in missing}.values():
+            problem.make_data(problem.tasks, missing[0].seed).prepare_data()
         jobs_by_name = {spec.name: (spec, folder) for spec in missing}
         title = f"{len(specs) - len(missing)} of {len(specs)} runs are there; {jobs} at a time"
         for _ in run_with_progress(_train, jobs_by_name, jobs, be_a_quiet_worker, console, title):

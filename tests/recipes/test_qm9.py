@@ -1,80 +1,28 @@
-"""QM9 from the network to the command line, on the first molecules of the real data."""
-
-import contextlib
-import csv
-import importlib.util
-import io
-import itertools
-import math
-from pathlib import Path
+"""The module of QM9: losses, units, statistics, precision, teleports and resume."""
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torchjd.aggregation import CAGrad, FairGrad, NashMTL, UPGrad
+from torchjd.aggregation import UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
-from recipes.qm9 import cache, demo
-from recipes.qm9.__main__ import main
-from recipes.qm9.data import QM9DataModule
 from recipes.qm9.model import QM9Model
 from recipes.qm9.parity import ParityPlot, parity_figure
 from recipes.qm9.targets import BENCHMARK, TARGETS
+from tests.recipes.qm9_runs import NARROW, cache_home, folder, make_data, make_trainer, needs_the_extra
 
-if importlib.util.find_spec("qm9pack") is None or importlib.util.find_spec("rdkit") is None:
-    pytest.skip("needs the extra qm9", allow_module_level=True)
+__all__ = ["cache_home", "folder"]  # Fixtures.
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "qm9"
-METHODS = {"ls": type(None), "cagrad": CAGrad, "nash_mtl": NashMTL, "fairgrad": FairGrad, "upgrad": UPGrad}
-PRESETS = {"small", "gpu_short"}
-SIZES = {"num_molecules": 180, "num_val": 30, "num_test": 30}
-NARROW = {"width": 8, "edge_hidden": 4}
+pytestmark = [needs_the_extra, pytest.mark.usefixtures("folder")]
 
 
-@pytest.fixture(scope="module")
-def cache_home(tmp_path_factory):
-    """A user's folder for caches, with a file of the first molecules alone."""
-    from recipes.qm9.assemble import assemble
-    from recipes.qm9.source import find_files, read_rows
-
-    home = tmp_path_factory.mktemp("cache")
-    molecules = assemble(itertools.islice(read_rows(find_files()[0]), 200))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(home))
-        patch.setattr(cache, "_build", lambda console: molecules)
-        cache.prepare_cache()
-    return home
-
-
-@pytest.fixture(autouse=True)
-def _use_cache(cache_home, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    monkeypatch.chdir(tmp_path)
-
-
-def make_data(**arguments):
-    return QM9DataModule(**{"batch_size": 24, **SIZES, **arguments})
-
-
-def make_trainer(*callbacks, **arguments):
-    defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
-    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    return L.Trainer(
-        **{**defaults, "enable_model_summary": False, "enable_checkpointing": checkpoints, **arguments},
-        callbacks=list(callbacks),
-    )
-
-
-def truths(data, split, unit_factors=True):
-    """Targets of a split in the units reported, (N, T), and predictions of nothing."""
-    loader = {"val": data.val_dataloader, "test": data.test_dataloader, "train": data.train_dataloader}[split]()
-    values = torch.cat([batch["targets"] for batch in loader])
-    factors = torch.tensor([TARGETS[name].report_factor for name in data.targets])
-    return values * factors if unit_factors else values
+def truths(loader):
+    """Targets of a split, (N, T), in the units of the data."""
+    return torch.cat([batch["targets"] for batch in loader])
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -85,7 +33,7 @@ def test_losses_are_those_of_standardized_targets():
     torch.manual_seed(0)
     model = QM9Model(["mu", "homo"], **NARROW)
     make_trainer(max_steps=1, limit_val_batches=0).fit(model, data)
-    trained = truths(data, "train", unit_factors=False)
+    trained = truths(data.train_dataloader())
     assert len(trained) == 120
     torch.testing.assert_close(model.target_mean, trained.mean(0))
     torch.testing.assert_close(model.target_std, trained.std(0))
@@ -107,7 +55,7 @@ def test_errors_are_reported_in_the_units_of_the_papers(tmp_path):
 
     with torch.no_grad():
         raw = torch.cat([model.predict_step(batch) for batch in data.test_dataloader()]).numpy()
-    errors = np.abs(raw - truths(data, "test", unit_factors=False).numpy()).mean(0) * [1000, 1, 1000]
+    errors = np.abs(raw - truths(data.test_dataloader()).numpy()).mean(0) * [1000, 1, 1000]
     found = [logged[f"test/{name}_mae"] for name in data.targets]
     np.testing.assert_allclose(found, errors, rtol=1e-4)
     np.testing.assert_allclose(logged["test/delta_m"], 100 * (errors / [10, 0.5, 200] - 1).mean(), rtol=1e-4)
@@ -137,11 +85,54 @@ def test_a_checkpoint_predicts_without_the_data_module():
     make_trainer().test(restored, others, verbose=False)
     torch.testing.assert_close(restored.target_mean, model.target_mean, rtol=0, atol=0)
     assert not torch.equal(others.target_mean, model.target_mean)
+    for targets in (["homo", "mu"], ["alpha", "lumo"]):
+        with pytest.raises(ValueError, match=r"predicts \('mu', 'homo'\), but the data module has"):
+            make_trainer().test(restored, make_data(targets=targets), verbose=False)
 
 
 def test_the_data_must_have_the_targets_of_the_model():
     with pytest.raises(ValueError, match=r"predicts \('mu',\), but the data module has targets=\('homo',\)"):
         make_trainer(max_epochs=1).fit(QM9Model(["mu"], **NARROW), make_data(targets=["homo"]))
+
+
+def test_targets_may_be_spelled_as_a_tuple(folder):
+    trainer = make_trainer(max_epochs=1, limit_train_batches=1, logger=CSVLogger(folder))
+    trainer.fit(QM9Model(("mu", "homo"), **NARROW), make_data(targets=["mu", "homo"]))
+    assert trainer.global_step == 1
+
+
+def test_statistics_must_come_from_somewhere():
+    data = make_data(targets=["mu"])
+    data.prepare_data()
+    data.setup("fit")
+    with pytest.raises(ValueError, match="Give the Trainer a `QM9DataModule`"):
+        make_trainer(max_epochs=1).fit(QM9Model(["mu"], **NARROW), data.train_dataloader())
+
+
+def test_a_training_that_diverges_says_so():
+    model = QM9Model(["mu", "homo"], **NARROW)
+    trainer = make_trainer()
+    trainer.validate(model, make_data(targets=["mu", "homo"]), verbose=False)
+    with torch.no_grad():
+        model.heads["homo"].bias.fill_(torch.inf)
+    with pytest.raises(ValueError, match="val/homo_mae is inf: the training has diverged"):
+        trainer.validate(model, make_data(targets=["mu", "homo"]), verbose=False)
+
+
+def test_half_precision_leaves_predictions_alone():
+    data = make_data(targets=["zpve"])
+    model = QM9Model(["zpve"], **NARROW)
+    make_trainer(max_epochs=1).fit(model, data)
+    batch = next(iter(data.val_dataloader()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (
+            model.backbone(*(batch[name] for name in ("elements", "bonds", "positions", "mask"))).dtype
+            is torch.bfloat16
+        )
+        assert model.predict_step(batch).dtype is torch.float32
+    make_trainer(max_epochs=1, precision="bf16-mixed").fit(model, data)
+    with pytest.raises(MisconfigurationException, match="precision='bf16-true'"):
+        make_trainer(max_epochs=1, precision="bf16-true").fit(QM9Model(["zpve"], **NARROW), data)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +172,7 @@ class Always:
 
 
 def test_a_teleport_resolves_conflict_on_real_molecules():
-    """All eleven tasks, after some training; the network is narrow, all else is as in the benchmark."""
+    """All eleven tasks, in the second quarter of a short training on, in a narrow network."""
     L.seed_everything(0, verbose=False)
     model = QM9Model(width=16, edge_hidden=8, lr=3e-3, schedule="cosine")
     tolerance = 0.02
@@ -235,79 +226,7 @@ def test_every_target_has_a_panel_and_its_error():
     assert [ax.get_title() for ax in panels] == [f"{n}: MAE 0.25 {TARGETS[n].report_unit}" for n in BENCHMARK]
 
 
-def test_parity_is_of_all_molecules_or_none(monkeypatch):
+def test_parity_is_of_all_molecules_or_none():
     trainer = make_trainer(devices=2, strategy="ddp")
     with pytest.raises(MisconfigurationException, match="there are 2"):
         ParityPlot().setup(trainer, QM9Model(["mu"], **NARROW), "test")
-
-
-# -------------------------------------------------------------------------------------------------------- command line
-
-SHORT = (
-    "--trainer.accelerator=cpu",
-    "--trainer.max_epochs=2",
-    "--trainer.limit_train_batches=2",
-    "--trainer.enable_progress_bar=false",
-    "--model.width=8",
-    "--model.edge_hidden=4",
-    "--data.batch_size=24",
-    *(f"--data.{name}={value}" for name, value in SIZES.items()),
-)
-
-
-def test_there_is_a_configuration_for_every_method_with_and_without_cost():
-    wanted = {f"{name}{suffix}" for name in METHODS for suffix in ("", "_cost")}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == wanted | PRESETS
-
-
-@pytest.mark.parametrize("suffix", ["", "_cost"])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_configuration_trains(name, suffix):
-    cli = main(["fit", "--config", str(CONFIGS / f"{name}{suffix}.yaml"), *SHORT])
-    assert cli.trainer.global_step == 4
-    assert type(cli.model.mtl_method) is METHODS[name]
-    callbacks = [callback for callback in cli.trainer.callbacks if isinstance(callback, SymmetryTeleportCallback)]
-    assert len(callbacks) == bool(suffix)
-    assert all(report.accepted for callback in callbacks for report in callback.reports[:1])
-    assert math.isfinite(cli.trainer.callback_metrics["val/delta_m"])
-
-
-def test_a_preset_is_laid_over_a_configuration_and_its_checkpoint_tested(tmp_path):
-    layers = ["--config", str(CONFIGS / "fairgrad.yaml"), "--config", str(CONFIGS / "small.yaml")]
-    cli = main(["fit", *layers, *SHORT, "--model.targets=[mu, homo]"])
-    assert (cli.model.lr, cli.model.schedule) == (0.002, "plateau")
-    folder = Path(cli.trainer.log_dir)
-    (best,) = (path for path in folder.glob("checkpoints/*.ckpt") if path.stem != "last")
-    main(["test", *layers, *SHORT, "--model.targets=[mu, homo]", "--ckpt_path", str(best)])
-    (figure,) = tmp_path.rglob("parity.png")
-    assert figure.parent.parent == folder.parent.resolve()
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_protocol_is_that_of_the_benchmark(path):
-    settings = yaml.safe_load(path.read_text())
-    if path.stem in PRESETS:
-        pytest.skip("a preset is another protocol")
-    trainer, model = settings["trainer"], settings["model"]
-    assert (trainer["max_epochs"], settings["data"]["batch_size"]) == (300, 120)
-    assert (model["lr"], model["schedule"], model["width"]) == (1e-3, "plateau", 64)
-    (checkpoint,) = (c["init_args"] for c in trainer["callbacks"] if c["class_path"].endswith("ModelCheckpoint"))
-    assert checkpoint == {"monitor": "val/delta_m", "save_last": True}
-
-
-# ---------------------------------------------------------------------------------------------------------------- demo
-
-
-def test_the_demo_compares_and_draws(tmp_path):
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert demo.main(["--quick", "--epochs", "2", "--jobs", "1", "--output", str(tmp_path / "out")]) == 0
-    (summary,) = (tmp_path / "out").glob("*_summary.csv")
-    with summary.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    found = [(row["method"], row["callback"]) for row in rows]
-    assert found == [("LS", ""), ("LS", "COST"), ("FairGrad", ""), ("FairGrad", "COST")]
-    assert len(list((tmp_path / "out").rglob("parity.png"))) == 4
-    for line in printed.getvalue().splitlines():
-        if ".png  " in line:
-            assert Path(line.split(".png  ")[0] + ".png").stat().st_size > 0

@@ -191,7 +191,7 @@ def test_every_pass_of_a_process_is_the_same_until_the_epoch_changes(make):
         ({"num_test": 0}, "num_test=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"shuffle_seed": -1}, "shuffle_seed=-1 must be at least 0"),
-        ({"targets": ()}, r"targets=\(\) must name"),
+        ({"targets": ()}, r"targets=\[\] must name"),
         ({"targets": ("mu", "dipole")}, "must name one or more of"),
         ({"num_molecules": 29}, "num_test=13 and num_val=9 leave 7 of 29 molecules for training"),
         ({"num_molecules": 23, "batch_size": 1}, "leave 1 of 23 molecules"),
