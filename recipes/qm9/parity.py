@@ -50,11 +50,12 @@ def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np
         ax.set(
             xlim=(low - margin, high + margin),
             ylim=(low - margin, high + margin),
-            title=f"{name}: MAE {np.abs(predicted - true).mean():.3g} {unit}",
+            title=f"{name}: MAE {np.abs(predicted - true).mean():.4g} {unit}",
             xlabel=f"true [{unit}]",
             ylabel="predicted",
         )
         ax.title.set_fontsize("medium")
+        ax.locator_params(nbins=4)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[len(predictions) :]:
         ax.set_visible(False)
