@@ -109,6 +109,7 @@ def test_short_trainings_on_a_gpu_count_molecules(folder):
 
 def test_the_small_preset_is_the_problem_of_the_studies():
     settings, problem = yaml.safe_load((CONFIGS / "small.yaml").read_text()), PROBLEMS["small"]
+    assert set(settings["model"].pop("single_task_maes")) == set(problem.tasks)
     values = settings["model"] | settings["data"] | {"epochs": settings["trainer"]["max_epochs"], "schedule": "plateau"}
     assert {name: getattr(problem, name) for name in values} == values
 
