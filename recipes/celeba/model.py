@@ -120,10 +120,12 @@ class CelebAModel(MultiTaskMixin, L.LightningModule):
     def _log_f1(self, stage: str) -> None:
         scores = self.metrics[stage].compute().reshape(-1)
         self.metrics[stage].reset()
-        self.log_dict({f"{stage}/{name}_f1": f1 for name, f1 in zip(self.attributes, scores, strict=True)})
         against = list(self.single_task_f1.values())
-        self.log(f"{stage}/mean_f1", scores.mean(), prog_bar=True)
-        self.log(f"{stage}/delta_m", delta_m(scores, against, [True] * len(against)), prog_bar=True)
+        each = {f"{stage}/{name}_f1": f1 for name, f1 in zip(self.attributes, scores, strict=True)}
+        mean, delta = scores.mean(), delta_m(scores, against, [True] * len(against))
+        # The scores are those of all processes already; Lightning warns of each unless it is told to average them.
+        self.log_dict(each, sync_dist=True)
+        self.log_dict({f"{stage}/mean_f1": mean, f"{stage}/delta_m": delta}, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam over network and heads."""

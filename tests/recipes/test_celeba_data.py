@@ -311,6 +311,11 @@ def test_harmless_differences_are_none(prepare, faces):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_checkpoints_get_no_paths(faces, cache_dir):
+    arguments = CelebADataModule(faces, cache_dir=cache_dir).hparams
+    assert (arguments.root, arguments.cache_dir) == (str(faces), str(cache_dir))
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [

@@ -1,0 +1,103 @@
+"""Every configuration of the CelebA recipe, through the real command line."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torchjd.aggregation import CAGrad, FairGrad, NashMTL
+
+from lightning_cost import SymmetryTeleportCallback
+from recipes.celeba.__main__ import main
+from recipes.celeba.attributes import ATTRIBUTES
+from recipes.scenes.writers import write_celeba
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "celeba"
+METHODS = {
+    "ls": type(None),
+    "cagrad": CAGrad,
+    "nash_mtl": NashMTL,
+    "fairgrad": FairGrad,
+    "fairgrad_cost": FairGrad,
+    "paper": FairGrad,
+}
+# Options address the last callback. Figures take as long as the rest of a run, and conic programs longer.
+UNDRAWN = "--trainer.callbacks.every_n_epochs=9"
+OPTIONS = {
+    "cagrad": [UNDRAWN],
+    "nash_mtl": [UNDRAWN, "--model.mtl_method.init_args.optim_niter=1"],
+    "fairgrad": [UNDRAWN],
+    "fairgrad_cost": ["--trainer.callbacks.start_epoch=0", "--trainer.callbacks.trigger=weak"],
+    "paper": [],
+}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return write_celeba(tmp_path_factory.mktemp("faces"), 16, 8, 8, seed=0)
+
+
+@pytest.fixture
+def run(faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["celeba"])
+    small = {"data.root": faces, "data.cache_dir": faces, "data.image_size": 8, "data.batch_size": 8, "model.width": 1}
+    small |= {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
+
+    def run(subcommand, name, *options):
+        arguments = [f"--{option}={value}" for option, value in small.items()]
+        return main([subcommand, "--config", str(CONFIGS / f"{name}.yaml"), *arguments, *options])
+
+    return run
+
+
+def teleporter(cli):
+    return next((item for item in cli.trainer.callbacks if isinstance(item, SymmetryTeleportCallback)), None)
+
+
+def test_every_configuration_is_tested():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(METHODS) == {"ls", *OPTIONS}
+
+
+def check(cli, name, folder, steps):
+    assert cli.trainer.global_step == steps
+    assert type(cli.model.mtl_method) is METHODS[name]
+    assert cli.model.task_names == ATTRIBUTES
+    assert (teleporter(cli) is not None) == (name in {"paper", "fairgrad_cost"})
+    assert {"metrics.csv", "config.yaml"} <= {path.name for path in (folder / "celeba" / name / "version_0").iterdir()}
+    assert list((folder / "tensorboard" / "celeba" / name / "version_0").glob("events.*"))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_configuration_trains(run, name, tmp_path):
+    cli = run("fit", name, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", *OPTIONS[name])
+    check(cli, name, tmp_path / "lightning_logs", steps=2)
+    assert cli.model.lr == 3e-4
+    picture = tmp_path / "lightning_logs" / "celeba" / name / "version_0" / "f1_val.png"
+    assert picture.is_file() == (UNDRAWN not in OPTIONS[name])
+    if name == "fairgrad_cost":
+        assert teleporter(cli).reports
+    if name == "paper":
+        assert repr(teleporter(cli)) == repr(SymmetryTeleportCallback.paper(start_epoch=4))
+
+
+def test_the_best_epoch_is_kept_and_tested(run, tmp_path):
+    # At this rate the best of these epochs is the sixth.
+    fitted = run("fit", "ls", "--trainer.max_epochs=7", "--model.lr=0.003", UNDRAWN)
+    check(fitted, "ls", tmp_path / "lightning_logs", steps=14)
+    folder = tmp_path / "lightning_logs" / "celeba" / "ls" / "version_0"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    with (folder / "metrics.csv").open() as file:
+        scores = [float(row["val/mean_f1"]) for row in csv.DictReader(file) if row["val/mean_f1"]]
+    assert len(scores) == 7
+    assert max(scores) > min(scores)
+    best = folder / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best)
+    assert checkpoint["epoch"] == scores.index(max(scores))
+
+    tested = run("test", "ls", f"--ckpt_path={best}")
+    logged = {f"test/{name}_f1" for name in ATTRIBUTES} | {"test/mean_f1", "test/delta_m"}
+    assert set(tested.trainer.callback_metrics) == logged
+    for name, value in tested.model.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][name])
+    assert (folder.with_name("version_1") / "f1_test.png").is_file()
