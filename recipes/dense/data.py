@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 import lightning as L
+from lightning.pytorch.accelerators import CUDAAccelerator
 from rich.console import Console
 
 from recipes.common.loader import BatchSampler
@@ -63,8 +64,9 @@ class DenseDataModule(L.LightningDataModule):
         check: Check = "files",
     ) -> None:
         super().__init__()
-        # Checkpoints keep the arguments. PyTorch loads no paths from them, and the data may have moved.
-        self.save_hyperparameters(ignore="root")
+        # Checkpoints keep the arguments. PyTorch loads no paths from them, and the data may have moved. The model has
+        # tasks as well, and Lightning refuses to log what two modules spell differently.
+        self.save_hyperparameters(ignore=["root", "tasks"])
         for name, minimum in {"batch_size": 1, "num_workers": 0, "seed": 0}.items():
             if self.hparams[name] < minimum:
                 raise ValueError(f"{name}={self.hparams[name]} must be at least {minimum}.")
@@ -111,4 +113,5 @@ class DenseDataModule(L.LightningDataModule):
         size = self.sizes[split]
         examples = DenseExamples(self.root / split, self.layout, self.tasks, size, augment_seed)
         sampler = BatchSampler(size, self.batch_size, shuffle_seed, rank, world_size)
-        return ExampleLoader(examples, sampler, self.num_workers)
+        on_cuda = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        return ExampleLoader(examples, sampler, self.num_workers, pin_memory=on_cuda)

@@ -72,18 +72,21 @@ class ExampleLoader:
         examples: What to serve.
         sampler: What decides the batches. Named as in a `DataLoader`, where Lightning looks for `set_epoch`.
         num_workers: Worker processes; 0: this one reads.
+        pin_memory: Whether batches are to be copied to a CUDA device.
     """
 
     batch_sampler = None  # Lightning reads it of whatever has a sampler.
 
-    def __init__(self, examples: DenseExamples, sampler: BatchSampler, num_workers: int = 0) -> None:
+    def __init__(
+        self, examples: DenseExamples, sampler: BatchSampler, num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
         self.sampler = sampler
         self._batches = DataLoader(
             examples,
             batch_sampler=_PlacesAhead(sampler),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             # It would draw from the global one for every pass.
             generator=torch.Generator(),
         )

@@ -102,6 +102,18 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
             self.published_values if single_task_values is None else single_task_values, names
         )
 
+    def setup(self, stage: str) -> None:
+        """Refuse data without the targets of a task.
+
+        Raises:
+            ValueError: If the data module has fewer tasks.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        missing = [name for name in self.tasks if name not in getattr(data, "tasks", self.tasks)]
+        if missing:
+            raise ValueError(f"The data module has tasks={data.tasks}, but the model is trained on {missing} as well.")
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Predict every task.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from recipes.dense.data import DenseDataModule
 from recipes.dense.layout import Layout
 
 
@@ -45,3 +47,10 @@ def write_random(
                 cast = array.astype(label_dtype if folder == layout.label_folder else dtype)
                 np.save(root / split / folder / f"{number}.npy", cast)
     return root
+
+
+def ready(module: type[DenseDataModule], root: Path, stage: str = "fit", **arguments: Any) -> DenseDataModule:
+    """A data module that has looked at its files."""
+    data = module(root, **arguments)
+    data.setup(stage)
+    return data

@@ -1,0 +1,29 @@
+"""The command line of dense benchmarks."""
+
+from __future__ import annotations
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from recipes.dense.data import DenseDataModule
+from recipes.dense.model import DenseModel
+
+__all__ = ["DenseCLI", "run_command"]
+
+
+class DenseCLI(LightningCLI):
+    """LightningCLI in which the data carry the targets of the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link `data.tasks` to `model.tasks`."""
+        parser.link_arguments("model.tasks", "data.tasks")
+
+
+def run_command(model: type[DenseModel], data: type[DenseDataModule], args: list[str] | None = None) -> DenseCLI:
+    """Run one subcommand.
+
+    Args:
+        model: The model of the benchmark.
+        data: Its data module.
+        args: Command line without the program's name; None: `sys.argv`.
+    """
+    return DenseCLI(model, data, args=args, seed_everything_default=0, auto_configure_optimizers=False)

@@ -1,0 +1,127 @@
+"""Figures of dense predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from recipes.dense.layout import Layout
+from recipes.dense.losses import IGNORED
+
+__all__ = ["class_colours", "confusion_figure", "examples_figure", "to_pixels"]
+
+_UNKNOWN = "0.85"
+_TITLES = {"segmentation": "classes", "depth": "depth", "normals": "normals"}
+
+
+def examples_figure(layout: Layout, examples: Sequence[Mapping[str, Tensor]], title: str) -> Figure:
+    """One row an example: the image, and what is true and predicted of each task.
+
+    Depth has the same colours in a row, from zero to the largest true one. Normals are red, green and blue by their
+    x, y and z. Grey is what is not known.
+
+    Args:
+        layout: The benchmark.
+        examples: `image` (3, H, W), targets by their tasks as in a batch, and `predicted_<task>` as the model has it.
+        title: Of the figure.
+    """
+    tasks = [name for name in layout.tasks if name in examples[0]]
+    rows, columns = len(examples), 1 + 2 * len(tasks)
+    height, width = examples[0]["image"].shape[-2:]
+    figure = Figure(figsize=(2.2 * columns, 2.2 * rows * height / width + 1.1), layout="constrained", dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row, example in zip(axes, examples, strict=True):
+        row[0].imshow(_channels_last(example["image"]).clip(0, 1))
+        for task, true_ax, predicted_ax in zip(tasks, row[1::2], row[2::2], strict=True):
+            _DRAW[task](true_ax, predicted_ax, example[task], example[f"predicted_{task}"], layout)
+    axes[0, 0].set_title("image", fontsize="small")
+    for task, true_ax, predicted_ax in zip(tasks, axes[0, 1::2], axes[0, 2::2], strict=True):
+        true_ax.set_title(f"{_TITLES[task]}, true", fontsize="small")
+        predicted_ax.set_title("predicted", fontsize="small")
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    figure.suptitle(title, fontsize="medium")
+    if "segmentation" in tasks:
+        colours = zip(layout.classes, class_colours(len(layout.classes)), strict=True)
+        handles = [Patch(color=colour, label=name) for name, colour in colours]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(13, len(handles)), fontsize="x-small")
+    return figure
+
+
+def confusion_figure(counts: Tensor, classes: Sequence[str], title: str) -> Figure:
+    """Which classes are taken for which: the share of each true class, a row, that is predicted as another, a column.
+
+    Args:
+        counts: (C, C), pixels by their true and predicted class.
+        classes: Names of the classes.
+        title: Of the figure.
+    """
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    side = 2.5 + 0.5 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained", dpi=100)
+    ax = figure.subplots()
+    metric = MulticlassConfusionMatrix(len(classes))
+    metric.plot(shares.cpu(), ax=ax, labels=list(classes), cmap="Blues")
+    for text in ax.texts:
+        text.set_fontsize("x-small")
+    ax.set_title(title, fontsize="medium")
+    return figure
+
+
+def to_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The figure as an array (H, W, 3), without pyplot and its state."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def class_colours(number: int) -> NDArray[np.float64]:
+    """As many different colours, red, green and blue from 0 to 1, (number, 3)."""
+    # Those of one hue lie next to each other in this map.
+    palette = np.asarray(mpl.colormaps["tab20"].colors)
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    return palette[[order[index % 20] for index in range(number)]]
+
+
+def _draw_classes(true_ax: Axes, predicted_ax: Axes, labels: Tensor, logits: Tensor, layout: Layout) -> None:
+    colours = ListedColormap(class_colours(len(layout.classes)))
+    colours.set_under(_UNKNOWN)
+    for ax, classes in ((true_ax, labels), (predicted_ax, logits.argmax(dim=0))):
+        ax.imshow(
+            classes.numpy(), cmap=colours, vmin=IGNORED + 0.5, vmax=len(layout.classes) - 0.5, interpolation="nearest"
+        )
+
+
+def _draw_depth(true_ax: Axes, predicted_ax: Axes, depth: Tensor, predicted: Tensor, layout: Layout) -> None:
+    colours = mpl.colormaps["viridis"].copy()
+    colours.set_bad(_UNKNOWN)
+    known = np.ma.masked_less_equal(depth[0].numpy(), 0)
+    largest = known.max() if known.count() else layout.largest_depth
+    for ax, values in ((true_ax, known), (predicted_ax, predicted[0].numpy())):
+        ax.imshow(values, cmap=colours, vmin=0, vmax=largest, interpolation="nearest")
+
+
+def _draw_normals(true_ax: Axes, predicted_ax: Axes, normals: Tensor, predicted: Tensor, layout: Layout) -> None:
+    unknown = torch.full((3,), float(_UNKNOWN))
+    for ax, vectors in ((true_ax, normals), (predicted_ax, predicted)):
+        colours = torch.from_numpy(_channels_last((vectors + 1) / 2))
+        known = torch.from_numpy(_channels_last(vectors != 0)).any(dim=-1, keepdim=True)
+        ax.imshow(torch.where(known, colours, unknown).numpy().clip(0, 1), interpolation="nearest")
+
+
+_DRAW = {"segmentation": _draw_classes, "depth": _draw_depth, "normals": _draw_normals}
+
+
+def _channels_last(values: Tensor) -> NDArray[np.float32]:
+    return values.movedim(0, -1).numpy()

@@ -1,0 +1,203 @@
+"""Callbacks that draw what a model predicts in validation, without a say in its training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from typing_extensions import override
+
+from recipes.dense.figures import confusion_figure, examples_figure, to_pixels
+from recipes.dense.losses import IGNORED
+from recipes.dense.model import DenseModel
+
+__all__ = ["ConfusionMatrixPlot", "DensePictures"]
+
+
+class ValidationFigure(L.Callback, ABC):
+    """Draws a figure of a validation, from the predictions that were made for the metrics.
+
+    It is written to `<folder>/epoch_<number>.png` in the folder of the logs, or `validation.png` outside a fit, and
+    handed to loggers that take images: TensorBoard's, and those with `log_image`.
+
+    Args:
+        every_n_epochs: In which epochs to draw, the last one besides. A validation on its own is always drawn.
+
+    Attributes:
+        folder: Name of the folder and of the image in loggers.
+
+    Raises:
+        ValueError: If the number is not positive.
+    """
+
+    folder: str
+
+    def __init__(self, every_n_epochs: int = 10) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs} must be at least 1.")
+        self.every_n_epochs = every_n_epochs
+        self._is_due = False
+
+    @abstractmethod
+    def begin(self, trainer: L.Trainer, model: DenseModel) -> None:
+        """Forget the validation before."""
+
+    @abstractmethod
+    def collect(self, batch: Mapping[str, Tensor], predictions: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Look at a batch."""
+
+    @abstractmethod
+    def draw(self, model: DenseModel, title: str) -> Figure | None:
+        """The figure; None in processes that have no say in it. Called in all of them."""
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse other models.
+
+        Raises:
+            MisconfigurationException: If the model is no `DenseModel`.
+        """
+        if not isinstance(pl_module, DenseModel):
+            raise MisconfigurationException(
+                f"{type(self).__name__} draws what a DenseModel predicts; got a {type(pl_module).__name__}."
+            )
+
+    @override
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decide whether to draw this one."""
+        assert isinstance(pl_module, DenseModel)
+        number = trainer.current_epoch + 1
+        fits = trainer.state.fn == TrainerFn.FITTING
+        in_turn = number % self.every_n_epochs == 0 or number == trainer.max_epochs
+        self._is_due = not trainer.sanity_checking and (in_turn or not fits)
+        if self._is_due:
+            self.begin(trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect what is drawn."""
+        if self._is_due:
+            assert isinstance(outputs, Mapping)
+            self.collect(batch, outputs, batch_idx)
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, write and log the figure."""
+        if not self._is_due:
+            return
+        assert isinstance(pl_module, DenseModel)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder  # Asks all processes.
+        fits, epoch = trainer.state.fn == TrainerFn.FITTING, trainer.current_epoch
+        figure = self.draw(pl_module, f"{pl_module.layout.name}, {f'epoch {epoch}' if fits else 'validation'}")
+        if figure is None or not trainer.is_global_zero:
+            return
+        pixels = to_pixels(figure)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / (f"epoch_{epoch:03d}.png" if fits else "validation.png"))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(self.folder, pixels, trainer.global_step, dataformats="HWC")
+            elif callable(getattr(logger, "log_image", None)):
+                logger.log_image(key=self.folder, images=[pixels], step=trainer.global_step)  # type: ignore[attr-defined]
+
+
+class DensePictures(ValidationFigure):
+    """Images beside what is true and predicted of them.
+
+    Drawn are the first examples of batches that lie evenly over the validation split of the first process, the same
+    ones every time.
+
+    Args:
+        every_n_epochs: See `ValidationFigure`.
+        num: How many examples; fewer if there are fewer batches.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    folder = "pictures"
+
+    def __init__(self, every_n_epochs: int = 10, num: int = 4) -> None:
+        super().__init__(every_n_epochs)
+        if num < 1:
+            raise ValueError(f"num={num} must be at least 1.")
+        self.num = num
+        self._examples: list[dict[str, Tensor]] = []
+        self._batches: set[int] = set()
+
+    @override
+    def begin(self, trainer: L.Trainer, model: DenseModel) -> None:
+        """Choose the batches."""
+        batches = int(trainer.num_val_batches[0])
+        num = min(self.num, batches)
+        self._batches = {batches * index // num for index in range(num)}
+        self._examples = []
+
+    @override
+    def collect(self, batch: Mapping[str, Tensor], predictions: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Keep the first example of a chosen batch."""
+        if batch_idx in self._batches:
+            seen = {**batch, **{f"predicted_{task}": values for task, values in predictions.items()}}
+            # Floating point numbers of half precision are of no use to matplotlib.
+            first = {name: values[0].detach().cpu() for name, values in seen.items()}
+            self._examples.append({name: x.float() if x.is_floating_point() else x for name, x in first.items()})
+
+    @override
+    def draw(self, model: DenseModel, title: str) -> Figure | None:
+        """The grid."""
+        return examples_figure(model.layout, self._examples, title) if model.global_rank == 0 else None
+
+
+class ConfusionMatrixPlot(ValidationFigure):
+    """Which classes are taken for which, over the whole split and all processes; nothing without a segmentation.
+
+    Args:
+        every_n_epochs: See `ValidationFigure`.
+
+    Raises:
+        ValueError: If the number is not positive.
+    """
+
+    folder = "confusion"
+
+    def __init__(self, every_n_epochs: int = 10) -> None:
+        super().__init__(every_n_epochs)
+        self._matrix: MulticlassConfusionMatrix | None = None
+
+    @override
+    def begin(self, trainer: L.Trainer, model: DenseModel) -> None:
+        """Count from zero."""
+        self._matrix = None
+        if "segmentation" in model.tasks:
+            matrix = MulticlassConfusionMatrix(len(model.layout.classes), ignore_index=IGNORED)
+            self._matrix = matrix.to(model.device)
+
+    @override
+    def collect(self, batch: Mapping[str, Tensor], predictions: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Count pixels."""
+        if self._matrix is not None:
+            self._matrix.update(predictions["segmentation"], batch["segmentation"])
+
+    @override
+    def draw(self, model: DenseModel, title: str) -> Figure | None:
+        """The matrix."""
+        counts = None if self._matrix is None else self._matrix.compute()
+        return None if counts is None else confusion_figure(counts, model.layout.classes, title)
