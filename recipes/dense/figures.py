@@ -95,8 +95,7 @@ def class_colours(number: int) -> NDArray[np.float64]:
 
 
 def _draw_classes(true_ax: Axes, predicted_ax: Axes, labels: Tensor, logits: Tensor, layout: Layout) -> None:
-    colours = ListedColormap(class_colours(len(layout.classes)))
-    colours.set_under(_UNKNOWN)
+    colours = ListedColormap(class_colours(len(layout.classes))).with_extremes(under=_UNKNOWN)
     for ax, classes in ((true_ax, labels), (predicted_ax, logits.argmax(dim=0))):
         ax.imshow(
             classes.numpy(), cmap=colours, vmin=IGNORED + 0.5, vmax=len(layout.classes) - 0.5, interpolation="nearest"
@@ -104,8 +103,7 @@ def _draw_classes(true_ax: Axes, predicted_ax: Axes, labels: Tensor, logits: Ten
 
 
 def _draw_depth(true_ax: Axes, predicted_ax: Axes, depth: Tensor, predicted: Tensor, layout: Layout) -> None:
-    colours = mpl.colormaps["viridis"].copy()
-    colours.set_bad(_UNKNOWN)
+    colours = mpl.colormaps["viridis"].with_extremes(bad=_UNKNOWN)
     known = np.ma.masked_less_equal(depth[0].numpy(), 0)
     largest = known.max() if known.count() else layout.largest_depth
     for ax, values in ((true_ax, known), (predicted_ax, predicted[0].numpy())):
