@@ -7,15 +7,13 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from typing_extensions import override
 
 from recipes.celeba.model import CelebAModel
+from recipes.common.figures import save_and_log
 
 __all__ = ["AttributeBars", "bar_figure"]
 
@@ -110,14 +108,6 @@ class AttributeBars(L.Callback):
         assert isinstance(pl_module, CelebAModel)
         logged = trainer.callback_metrics
         scores = {name: float(logged[f"{stage}/{name}_f1"]) for name in pl_module.attributes}
-        canvas = FigureCanvasAgg(bar_figure(scores, pl_module.single_task_f1))
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
         folder = self.folder or Path(log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"f1_{stage}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"{stage}/f1", pixels, trainer.global_step, dataformats="HWC")
-            elif callable(getattr(logger, "log_image", None)):
-                logger.log_image(key=f"{stage}/f1", images=[pixels], step=trainer.global_step)
+        figure = bar_figure(scores, pl_module.single_task_f1)
+        save_and_log(figure, folder / f"f1_{stage}.png", f"{stage}/f1", trainer)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipes.celeba.images import read_images
 from recipes.celeba.listing import Listing
 from recipes.common.command import make_console
+from recipes.common.files import damaged, replacing, user_cache
+from recipes.common.progress import make_progress
 
 __all__ = ["cache_file", "load_images", "prepare_images"]
 
@@ -34,12 +33,10 @@ def cache_file(listing: Listing, size: int, cache_dir: str | Path | None = None)
         size: Height and width to which they are resized.
         cache_dir: Folder; None: `lightning_cost/celeba` in `$XDG_CACHE_HOME`, which is `~/.cache` unless set.
     """
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_cost" / "celeba"
     digest = hashlib.sha256(f"{_SCHEMA}\n".encode())
     digest.update("\n".join(listing.names).encode())
     digest.update(listing.sizes.tobytes())
-    return Path(cache_dir) / f"{size}x{size}-{digest.hexdigest()[:16]}.npy"
+    return Path(cache_dir or user_cache("celeba")) / f"{size}x{size}-{digest.hexdigest()[:16]}.npy"
 
 
 def prepare_images(
@@ -78,24 +75,14 @@ def prepare_images(
             f"{path.parent} has room for {free / 1e9:.1f} GB, but the resized images need {needed / 1e9:.1f} GB. Choose"
             " another `cache_dir`, or make room."
         )
-    # Written beside the file and renamed, so that there is never half a file, whatever ends the program.
-    handle, name = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
-    unfinished = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file, _progress(console or make_console(_WIDTH)) as progress:
-            # Not through a map: a disk that is full ends the program there, and raises an error here.
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        # Not through a map: a disk that is full ends the program there, and raises an error here.
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with make_progress(console or make_console(_WIDTH)) as progress:
             task = progress.add_task(f"Faces at {size} x {size}", total=len(listing))
             for images in read_images(listing.paths, size, num_threads):
                 file.write(images.tobytes())
                 progress.update(task, advance=len(images))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
     return path
 
 
@@ -117,27 +104,11 @@ def load_images(listing: Listing, size: int, cache_dir: str | Path | None = None
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     if images.shape != _shape(listing, size) or images.dtype != np.uint8:
-        raise _damaged(path, f"it has {images.dtype}{list(images.shape)}")
+        raise damaged(path, f"it has {images.dtype}{list(images.shape)}")
     return images
 
 
 def _shape(listing: Listing, size: int) -> tuple[int, int, int, int]:
     return len(listing), 3, size, size
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is damaged: {reason}. Delete it, and it is built anew: rm {path}")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )

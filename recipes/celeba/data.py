@@ -8,12 +8,13 @@ from typing import Literal, get_args
 
 import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recipes.celeba.cache import load_images, prepare_images
 from recipes.celeba.listing import SPLITS, Listing, read_listing
-from recipes.celeba.loader import FaceLoader
-from recipes.common.loader import BatchSampler
+from recipes.common.loader import BatchLoader, BatchSampler
 
 __all__ = ["CelebADataModule", "Check"]
 
@@ -23,7 +24,9 @@ _LEAST_SIZE = 8
 
 
 class CelebADataModule(L.LightningDataModule):
-    """Faces of CelebA in the official splits; see `FaceLoader` for what a batch is.
+    """Faces of CelebA in the official splits.
+
+    A batch is a dict of `image` (B, 3, H, W), RGB in [0, 1], and `attributes` (B, 40), 0 or 1; both float32.
 
     The images are decoded and resized once and kept in a file of 12 kB an image at the default size. That every one of
     them can be read is known before training starts.
@@ -88,22 +91,31 @@ class CelebADataModule(L.LightningDataModule):
         self._listing = self._listing or read_listing(self.root)
         self._images = load_images(self._listing, self.image_size, self.cache_dir)
 
-    def train_dataloader(self) -> FaceLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled training batches."""
         return self._loader("train", self.shuffle_seed)
 
-    def val_dataloader(self) -> FaceLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Validation batches."""
         return self._loader("val", None)
 
-    def test_dataloader(self) -> FaceLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Test batches."""
         return self._loader("test", None)
 
-    def _loader(self, split: str, shuffle_seed: int | None) -> FaceLoader:
+    def _loader(self, split: str, shuffle_seed: int | None) -> BatchLoader:
         assert self._listing is not None
         assert self._images is not None
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rows = np.flatnonzero(self._listing.splits == SPLITS.index(split))
         sampler = BatchSampler(len(rows), self.batch_size, shuffle_seed, rank, world_size)
-        return FaceLoader(self._images, self._listing.attributes, rows, sampler)
+        images, attributes = self._images, self._listing.attributes
+
+        def fetch(places: Tensor) -> dict[str, Tensor]:
+            chosen = rows[places.numpy()]
+            return {
+                "image": torch.from_numpy(images[chosen]).float().div_(255),
+                "attributes": torch.from_numpy(attributes[chosen]).float(),
+            }
+
+        return BatchLoader(fetch, sampler)

@@ -5,6 +5,7 @@ A `DataLoader` collates item by item, which costs more here than the training st
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BatchLoader", "BatchSampler", "TensorLoader"]
+__all__ = ["BatchLoader", "BatchSampler", "SampledLoader", "TensorLoader"]
 
 
 class BatchSampler:
@@ -84,27 +85,27 @@ class BatchSampler:
         self._skip = self._served
 
 
-class BatchLoader:
-    """Serves the batches of a sampler; Lightning saves and restores its position.
+class SampledLoader(ABC):
+    """Serves the batches that a sampler decides; Lightning saves and restores its position.
+
+    It is no `DataLoader`, so that Lightning gives it no sampler of its own on several devices.
 
     Args:
-        fetch: The indices of a batch (B,) to the batch.
         sampler: What decides the batches. Named as in a `DataLoader`, where Lightning looks for `set_epoch`.
     """
 
     batch_sampler = None  # Lightning reads it of whatever has a sampler.
 
-    def __init__(self, fetch: Callable[[Tensor], Any], sampler: BatchSampler) -> None:
-        self.fetch = fetch
+    def __init__(self, sampler: BatchSampler) -> None:
         self.sampler = sampler
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
         return len(self.sampler)
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Any]:
-        for index in self.sampler:
-            yield self.fetch(index)
+        """The batches of an epoch; each is drawn from the sampler when it is handed out."""
 
     def state_dict(self) -> dict[str, int]:
         """State of the sampler."""
@@ -115,12 +116,28 @@ class BatchLoader:
         self.sampler.load_state_dict(state)
 
 
+class BatchLoader(SampledLoader):
+    """Serves batches that a function puts together.
+
+    Args:
+        fetch: The indices of a batch (B,) to the batch.
+        sampler: See `SampledLoader`.
+    """
+
+    def __init__(self, fetch: Callable[[Tensor], Any], sampler: BatchSampler) -> None:
+        super().__init__(sampler)
+        self.fetch = fetch
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.fetch, self.sampler)
+
+
 class TensorLoader(BatchLoader):
     """Serves dicts of equally long tensors.
 
     Args:
         tensors: Name to tensor, examples along the first dimension.
-        sampler: What decides the batches.
+        sampler: See `SampledLoader`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], sampler: BatchSampler) -> None:

@@ -1,4 +1,4 @@
-"""Runs in worker processes, under a progress bar."""
+"""Progress bars, and runs in worker processes under one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recipes.common.parallel import run_all
 
-__all__ = ["run_with_progress"]
+__all__ = ["make_progress", "run_with_progress"]
 
 Spec = TypeVar("Spec")
 Result = TypeVar("Result")
+
+
+def make_progress(console: Console) -> Progress:
+    """What is under way, how much of it is done, and the time that it took and will take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def run_with_progress(
@@ -34,16 +47,7 @@ def run_with_progress(
         console: Where to show it.
         title: What is shown until the first run is done.
     """
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with progress:
+    with make_progress(console) as progress:
         task = progress.add_task(title, total=len(specs))
         for name, result in run_all(function, specs, jobs, prepare):
             progress.update(task, advance=1, description=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.common.loader import BatchSampler
+from recipes.common.loader import BatchSampler, SampledLoader
 from recipes.dense.augment import View, augment
 from recipes.dense.check import checked_values
 from recipes.dense.layout import Layout
@@ -63,24 +63,20 @@ class DenseExamples(Dataset[dict[str, Tensor]]):
         return augment(example, View.draw(rng, *example["image"].shape[-2:]))
 
 
-class ExampleLoader:
-    """Serves batches of examples, read in worker processes; Lightning saves and restores its position.
-
-    It is no `DataLoader`, so that Lightning gives it no sampler of its own on several devices.
+class ExampleLoader(SampledLoader):
+    """Serves batches of examples, read in worker processes.
 
     Args:
         examples: What to serve.
-        sampler: What decides the batches. Named as in a `DataLoader`, where Lightning looks for `set_epoch`.
+        sampler: See `SampledLoader`.
         num_workers: Worker processes; 0: this one reads.
         pin_memory: Whether batches are to be copied to a CUDA device.
     """
 
-    batch_sampler = None  # Lightning reads it of whatever has a sampler.
-
     def __init__(
         self, examples: DenseExamples, sampler: BatchSampler, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
-        self.sampler = sampler
+        super().__init__(sampler)
         self._batches = DataLoader(
             examples,
             batch_sampler=_PlacesAhead(sampler),
@@ -91,22 +87,10 @@ class ExampleLoader:
             generator=torch.Generator(),
         )
 
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
-        return len(self.sampler)
-
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         # Workers are ahead. The sampler, whose position is saved, counts what was handed out.
         for _, batch in zip(self.sampler, self._batches, strict=True):
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """State of the sampler."""
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Restore the sampler."""
-        self.sampler.load_state_dict(state)
 
 
 class _PlacesAhead:

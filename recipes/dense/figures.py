@@ -8,7 +8,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -19,7 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from recipes.dense.layout import Layout
 from recipes.dense.losses import IGNORED
 
-__all__ = ["class_colours", "confusion_figure", "examples_figure", "to_pixels"]
+__all__ = ["class_colours", "confusion_figure", "examples_figure"]
 
 _UNKNOWN = "0.85"
 _TITLES = {"segmentation": "classes", "depth": "depth", "normals": "normals"}
@@ -77,13 +76,6 @@ def confusion_figure(counts: Tensor, classes: Sequence[str], title: str) -> Figu
         text.set_fontsize("x-small")
     ax.set_title(title, fontsize="medium")
     return figure
-
-
-def to_pixels(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as an array (H, W, 3), without pyplot and its state."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def class_colours(number: int) -> NDArray[np.float64]:

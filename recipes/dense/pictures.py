@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from recipes.dense.figures import confusion_figure, examples_figure, to_pixels
+from recipes.common.figures import save_and_log
+from recipes.dense.figures import confusion_figure, examples_figure
 from recipes.dense.losses import IGNORED
 from recipes.dense.model import DenseModel
 
@@ -104,19 +103,13 @@ class ValidationFigure(L.Callback, ABC):
         if not self._is_due:
             return
         assert isinstance(pl_module, DenseModel)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.folder  # Asks all processes.
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Asks all processes.
         fits, epoch = trainer.state.fn == TrainerFn.FITTING, trainer.current_epoch
         figure = self.draw(pl_module, f"{pl_module.layout.name}, {f'epoch {epoch}' if fits else 'validation'}")
         if figure is None or not trainer.is_global_zero:
             return
-        pixels = to_pixels(figure)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / (f"epoch_{epoch:03d}.png" if fits else "validation.png"))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(self.folder, pixels, trainer.global_step, dataformats="HWC")
-            elif callable(getattr(logger, "log_image", None)):
-                logger.log_image(key=self.folder, images=[pixels], step=trainer.global_step)  # type: ignore[attr-defined]
+        name = f"epoch_{epoch:03d}.png" if fits else "validation.png"
+        save_and_log(figure, folder / self.folder / name, self.folder, trainer)
 
 
 class DensePictures(ValidationFigure):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipes.common.command import make_console, print_error
+from recipes.common.files import damaged, replacing, user_cache
+from recipes.common.progress import make_progress
 from recipes.qm9.molecules import Molecules
 from recipes.qm9.source import CHECKSUMS, INSTALL, find_files, read_rows, verify_files
 
@@ -31,9 +30,7 @@ def cache_file(cache_dir: str | Path | None = None) -> Path:
     Args:
         cache_dir: Folder; None: `lightning_cost/qm9` in `$XDG_CACHE_HOME`, which is `~/.cache` unless set.
     """
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_cost" / "qm9"
-    return Path(cache_dir) / "molecules.npz"
+    return Path(cache_dir or user_cache("qm9")) / "molecules.npz"
 
 
 def prepare_cache(cache_dir: str | Path | None = None, console: Console | None = None) -> Path:
@@ -80,7 +77,7 @@ def load_cache(cache_dir: str | Path | None = None) -> Molecules:
         if origin == _origin():
             return Molecules(**arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     raise ValueError(f"{path} is of another version of this recipe. Build it anew: {command}")
 
 
@@ -95,16 +92,7 @@ def _build(console: Console) -> Molecules:
         raise ModuleNotFoundError(f"Bonds come from RDKit, which is not installed: {INSTALL}") from error
 
     paths = find_files()
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with progress:
+    with make_progress(console) as progress:
         task = progress.add_task("Verifying the files of qm9pack", total=None)
         progress.update(task, total=verify_files(paths), description="Molecules of QM9")
         rows = chain.from_iterable(read_rows(path) for path in paths)
@@ -112,20 +100,9 @@ def _build(console: Console) -> Molecules:
 
 
 def _write(path: Path, molecules: Molecules) -> None:
-    """Write beside the file and rename, so that there is never half a file, whatever ends the program."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
-    unfinished = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, origin=np.array(_origin()), **molecules.arrays())
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, origin=np.array(_origin()), **molecules.arrays())
 
 
 def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -138,11 +115,7 @@ def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarra
             raise
         except Exception as error:
             # A file that could be opened and not read: there is hardly an exception that zipfile does not raise then.
-            raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged: {error}. Delete it, and it is built anew: rm {path}")
+            raise damaged(path, error) from error
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
+from recipes.common.figures import save_and_log
 from recipes.qm9.model import QM9Model
 from recipes.qm9.targets import TARGETS
 
@@ -39,7 +40,7 @@ def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np
         raise ValueError(f"`predictions` has {list(predictions)} and `truths` {list(truths)}: the names must agree.")
     rows = -(-len(predictions) // _COLUMNS)
     columns = min(len(predictions), _COLUMNS)
-    figure = Figure(figsize=(3.2 * columns, 3.1 * rows), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 3.1 * rows), layout="constrained", dpi=120)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax, (name, predicted) in zip(axes, predictions.items(), strict=False):
         true, unit = truths[name], TARGETS[name].report_unit
@@ -63,7 +64,7 @@ def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np
 
 
 class ParityPlot(L.Callback):
-    """When the model is tested, writes `parity.png` and the values as `predictions.npz`.
+    """When the model is tested, writes `parity.png`, which loggers of images get as well, and `predictions.npz`.
 
     Args:
         folder: Where to write; None: the folder of the Trainer's logs.
@@ -114,8 +115,7 @@ class ParityPlot(L.Callback):
             for kind in ("predictions", "targets")
         )
         folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        parity_figure(predictions, truths).savefig(folder / "parity.png", dpi=120)
+        save_and_log(parity_figure(predictions, truths), folder / "parity.png", "test/parity", trainer)
         np.savez_compressed(
             folder / "predictions.npz",
             **{f"{name}_predicted": values for name, values in predictions.items()},

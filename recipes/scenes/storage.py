@@ -1,13 +1,14 @@
-"""Files that are complete or not there, in folders that know what was written into them."""
+"""Folders that know what is written into them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
-__all__ = ["SETTINGS_FILE", "claim_folder", "write_atomically", "write_text"]
+from recipes.common.files import replacing
+
+__all__ = ["SETTINGS_FILE", "claim_folder"]
 
 SETTINGS_FILE = "scenes.json"
 
@@ -38,17 +39,5 @@ def claim_folder(folder: Path, settings: Mapping[str, str | int]) -> None:
         )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(settings, indent=1) + "\n")
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under another name first, so that it is complete once it is there."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("wb") as file:
-        write(file)
-    partial.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file like `write_atomically`."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from recipes.common.files import replacing
 from recipes.common.progress import run_with_progress
 from recipes.scenes.celeba import TEXT_FOLDERS, celeba_texts, image_name
 from recipes.scenes.examples import Split, make_face, make_room, make_street, paint
-from recipes.scenes.storage import claim_folder, write_atomically, write_text
+from recipes.scenes.storage import claim_folder
 
 __all__ = ["write_celeba", "write_cityscapes", "write_nyuv2"]
 
@@ -130,7 +131,8 @@ def write_celeba(
     for name, text in texts.items():
         path = folder / ("celeba" if torchvision_layout else TEXT_FOLDERS[name]) / name
         path.parent.mkdir(exist_ok=True)
-        write_text(path, text)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(text.encode())
     return folder
 
 
@@ -180,14 +182,16 @@ class _Scenes:
                 continue
             arrays = self.example(self.seed, split, index, self.height, self.width)
             for name, path in paths.items():
-                write_atomically(path, partial(np.save, arr=np.ascontiguousarray(arrays[name])))
+                with replacing(path) as unfinished, unfinished.open("wb") as file:
+                    np.save(file, np.ascontiguousarray(arrays[name]))
 
 
 def _write_faces(images: Path, seed: int, chunk: tuple[str, range]) -> None:
     for index in chunk[1]:
         path = images / image_name(index)
         if not path.is_file():
-            write_atomically(path, partial(paint(seed, index).save, format="JPEG", quality=92))
+            with replacing(path) as unfinished:
+                paint(seed, index).save(unfinished, format="JPEG", quality=92)
 
 
 def _run(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 from lightning_cost import TeleportReport
 from recipes.common.compare import Variant
+from recipes.common.files import replacing
 from recipes.common.training import Evaluation, Look, Measured
 from recipes.study.spec import RunSpec
 
@@ -83,7 +82,7 @@ class Store:
         path = self._path(record.spec)
         measured = asdict(record.measured)
         reports = measured.pop("reports")
-        with self._replacing(self._reports_path(record.spec)) as temporary, gzip.open(temporary, "wt") as file:
+        with replacing(self._reports_path(record.spec)) as temporary, gzip.open(temporary, "wt") as file:
             file.writelines(json.dumps(report) + "\n" for report in reports)
         content = {
             "spec": asdict(record.spec),
@@ -91,7 +90,7 @@ class Store:
             "versions": record.versions,
             "measured": measured,
         }
-        with self._replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def load(self, spec: RunSpec) -> Record:
@@ -152,16 +151,6 @@ class Store:
 
     def _reports_path(self, spec: RunSpec) -> Path:
         return self.folder / f"{spec.name}.reports.jsonl.gz"
-
-    @contextmanager
-    def _replacing(self, path: Path) -> Iterator[Path]:
-        """A file to write that takes its name when it is complete."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -14,9 +14,23 @@ import torch
 
 from lightning_cost import SymmetryTeleportCallback
 from recipes.common.compare import SINGLE_TASK, Estimate, Run, Variant, baselines, compare, delta_m_of
+from recipes.common.files import replacing
 from recipes.common.parallel import RunFailedError, run_all
 from recipes.common.training import Look, Measured, StepRecorder, train_and_test
 from recipes.digits import DigitsDataModule, DigitsModel
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_is_complete_or_as_it_was(tmp_path):
+    path = tmp_path / "0.npy"
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(b"whole")
+        assert not path.exists()
+    with pytest.raises(TypeError), replacing(path) as unfinished:
+        unfinished.write_text(0)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"0.npy": b"whole"}
+
 
 # ------------------------------------------------------------------------------------------------------------ training
 

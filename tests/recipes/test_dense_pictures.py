@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchjd.aggregation import UPGrad
 
-from recipes.dense.figures import class_colours, confusion_figure, to_pixels
+from recipes.common.figures import to_pixels
+from recipes.dense.figures import class_colours, confusion_figure
 from recipes.dense.model import DenseModel
 from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
 from recipes.nyuv2 import NYUV2, NYUv2DataModule

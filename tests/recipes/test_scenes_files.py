@@ -16,7 +16,6 @@ from recipes.scenes.attributes import draw_attributes
 from recipes.scenes.examples import make_face
 from recipes.scenes.faces import draw_face
 from recipes.scenes.portraits import paint_face
-from recipes.scenes.storage import write_atomically
 
 SIZE = {"height": 24, "width": 32}
 
@@ -160,18 +159,6 @@ def test_what_was_cut_short_is_finished(kind, tmp_path):
     write()
     assert files_of(tmp_path) == complete
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*0.npy")}
-
-
-def test_a_file_is_complete_or_not_there(tmp_path):
-    def fail(file):
-        file.write(b"half")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(tmp_path / "0.npy", fail)
-    assert not list(tmp_path.glob("*.npy"))
-    write_atomically(tmp_path / "0.npy", lambda file: file.write(b"whole"))
-    assert files_of(tmp_path) == {"0.npy": b"whole"}
 
 
 def test_other_data_are_not_mixed_in(tmp_path, capsys):
