@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help install demo toy qm9 test lint docs clean
+.PHONY: help install demo toy qm9 scenes test lint docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ toy: $(STAMP) ## Draw trajectories on the two-parameter problem, with and withou
 qm9: $(STAMP) ## Train on 10,000 molecules with and without COST: a table and figures in qm9_output/
 	$(BIN)/python -m recipes.qm9.demo
 
+scenes: $(STAMP) ## Draw 1,000 rooms and train on them with and without COST: tables and pictures in scenes_output/
+	$(BIN)/python -m recipes.scenes.demo
+
 test: $(STAMP) ## Run the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
@@ -44,5 +47,5 @@ docs: $(STAMP) ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove caches and what the other targets wrote, but keep .venv
-	rm -rf build dist site demo_output study_output toy_output qm9_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf build dist site demo_output study_output toy_output qm9_output scenes_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from rich.console import Console
 
-__all__ = ["at_least", "make_console", "print_error"]
+from recipes.common.parallel import RunFailedError
+
+__all__ = ["at_least", "exit_status", "make_console", "print_files"]
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -28,6 +31,29 @@ def make_console(width: int) -> Console:
     return console if console.is_terminal else Console(width=width)
 
 
-def print_error(console: Console, error: Exception) -> None:
-    """Print what went wrong, letter by letter as it says."""
-    console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+def exit_status(command: Callable[[], None], console: Console, interrupted: str) -> int:
+    """Run a command, and say in one line what the user can mend; anything else is a traceback.
+
+    Args:
+        command: What to run.
+        console: Where to say it.
+        interrupted: What to say after Ctrl-C.
+
+    Returns:
+        0; 1 after an error; 130 after Ctrl-C.
+    """
+    try:
+        command()
+    except (ImportError, OSError, RunFailedError, ValueError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print(interrupted)
+        return 130
+    return 0
+
+
+def print_files(console: Console, files: Iterable[tuple[str, Path | str]]) -> None:
+    """One line a file: where it is, and what it holds."""
+    for what, path in files:
+        console.print(f"{path}  {what}", highlight=False, markup=False, soft_wrap=True)

@@ -26,25 +26,27 @@ __all__ = ["ConfusionMatrixPlot", "DensePictures"]
 class ValidationFigure(L.Callback, ABC):
     """Draws a figure of a validation, from the predictions that were made for the metrics.
 
-    It is written to `<folder>/epoch_<number>.png` in the folder of the logs, or `validation.png` outside a fit, and
-    handed to loggers that take images: TensorBoard's, and those with `log_image`.
+    It is written to `<name>/epoch_<number>.png`, or `<name>/validation.png` outside a fit, and handed to loggers that
+    take images: TensorBoard's, and those with `log_image`.
 
     Args:
         every_n_epochs: In which epochs to draw, the last one besides. A validation on its own is always drawn.
+        folder: Where to write; None: the folder of the Trainer's logs.
 
     Attributes:
-        folder: Name of the folder and of the image in loggers.
+        name: Of the figure in folders and loggers.
 
     Raises:
         ValueError: If the number is not positive.
     """
 
-    folder: str
+    name: str
 
-    def __init__(self, every_n_epochs: int = 10) -> None:
+    def __init__(self, every_n_epochs: int = 10, folder: str | Path | None = None) -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs={every_n_epochs} must be at least 1.")
         self.every_n_epochs = every_n_epochs
+        self.folder = None if folder is None else Path(folder)
         self._is_due = False
 
     @abstractmethod
@@ -103,13 +105,13 @@ class ValidationFigure(L.Callback, ABC):
         if not self._is_due:
             return
         assert isinstance(pl_module, DenseModel)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Asks all processes.
+        logs = Path(trainer.log_dir or trainer.default_root_dir)  # Asks all processes.
         fits, epoch = trainer.state.fn == TrainerFn.FITTING, trainer.current_epoch
         figure = self.draw(pl_module, f"{pl_module.layout.name}, {f'epoch {epoch}' if fits else 'validation'}")
         if figure is None or not trainer.is_global_zero:
             return
-        name = f"epoch_{epoch:03d}.png" if fits else "validation.png"
-        save_and_log(figure, folder / self.folder / name, self.folder, trainer)
+        path = (self.folder or logs) / self.name / (f"epoch_{epoch:03d}.png" if fits else "validation.png")
+        save_and_log(figure, path, self.name, trainer)
 
 
 class DensePictures(ValidationFigure):
@@ -121,15 +123,16 @@ class DensePictures(ValidationFigure):
     Args:
         every_n_epochs: See `ValidationFigure`.
         num: How many examples; fewer if there are fewer batches.
+        folder: See `ValidationFigure`.
 
     Raises:
         ValueError: If a number is not positive.
     """
 
-    folder = "pictures"
+    name = "pictures"
 
-    def __init__(self, every_n_epochs: int = 10, num: int = 4) -> None:
-        super().__init__(every_n_epochs)
+    def __init__(self, every_n_epochs: int = 10, num: int = 4, folder: str | Path | None = None) -> None:
+        super().__init__(every_n_epochs, folder)
         if num < 1:
             raise ValueError(f"num={num} must be at least 1.")
         self.num = num
@@ -164,15 +167,16 @@ class ConfusionMatrixPlot(ValidationFigure):
 
     Args:
         every_n_epochs: See `ValidationFigure`.
+        folder: See there.
 
     Raises:
         ValueError: If the number is not positive.
     """
 
-    folder = "confusion"
+    name = "confusion"
 
-    def __init__(self, every_n_epochs: int = 10) -> None:
-        super().__init__(every_n_epochs)
+    def __init__(self, every_n_epochs: int = 10, folder: str | Path | None = None) -> None:
+        super().__init__(every_n_epochs, folder)
         self._matrix: MulticlassConfusionMatrix | None = None
 
     @override

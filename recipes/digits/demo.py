@@ -10,9 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recipes.common.command import at_least, make_console, print_error
+from recipes.common.command import at_least, exit_status, make_console, print_files
 from recipes.common.compare import Run, compare
-from recipes.common.parallel import RunFailedError
 from recipes.common.progress import run_with_progress
 from recipes.common.training import be_a_quiet_worker
 from recipes.digits._figures import draw
@@ -37,19 +36,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     options = _parse(args)
     console = make_console(_WIDTH)
+    interrupted = "Interrupted; the workers have been ended and nothing was written."
+    return exit_status(lambda: _compare(options, console), console, interrupted)
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
     began = time.perf_counter()
     num_train = _QUICK if options.quick else _FULL
     specs = plan(options.seeds, options.epochs, num_train) + plan_traces(options.seeds[0], num_train)
     options.output.mkdir(parents=True, exist_ok=True)
-    try:
-        runs = _train_all(specs, options.jobs, console)
-    except RunFailedError as error:
-        print_error(console, error)
-        return 1
-    except KeyboardInterrupt:
-        console.print("Interrupted; the workers have been ended and nothing was written.")
-        return 130
-
+    runs = _train_all(specs, options.jobs, console)
     compared = {spec: run for spec, run in runs.items() if spec.teleport == "default"}
     summaries = {}
     # A narrow terminal wraps the lines of a table, where rich would cut its cells.
@@ -64,12 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
     console.print(make_caption(options.seeds, options.jobs), highlight=False)
     console.print()
     written = [*write_files(runs, summaries, options.output), *draw(runs, options.output)]
-    places = [str(path or "(no teleport to draw)") for _, path in written]
-    for place, (what, _) in zip(places, written, strict=True):
-        line = f"{place:{max(map(len, places))}}  {what}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_files(console, [(what, path or "(no teleport to draw)") for what, path in written])
     console.print(f"\nDone in {time.perf_counter() - began:.0f} s.", highlight=False)
-    return 0
 
 
 def _train_all(specs: Sequence[RunSpec], jobs: int, console: Console) -> dict[RunSpec, Run]:

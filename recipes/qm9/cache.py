@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from recipes.common.command import make_console, print_error
+from recipes.common.command import exit_status, make_console
 from recipes.common.files import damaged, replacing, user_cache
 from recipes.common.progress import make_progress
 from recipes.qm9.molecules import Molecules
@@ -131,17 +131,13 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache-dir", type=Path, help=f"folder; default: {cache_file().parent}")
     options = parser.parse_args(args)
     console = make_console(_WIDTH)
-    try:
+
+    def build() -> None:
         path = prepare_cache(options.cache_dir, console)
-        num = len(load_cache(options.cache_dir))
-    except (OSError, ImportError, ValueError) as error:
-        print_error(console, error)
-        return 1
-    except KeyboardInterrupt:
-        console.print("Interrupted; nothing was written.")
-        return 130
-    console.print(f"{path}: {num:,} molecules, {path.stat().st_size / 1e6:.0f} MB", markup=False, soft_wrap=True)
-    return 0
+        num, size = len(load_cache(options.cache_dir)), path.stat().st_size / 1e6
+        console.print(f"{path}: {num:,} molecules, {size:.0f} MB", markup=False, soft_wrap=True)
+
+    return exit_status(build, console, "Interrupted; nothing was written.")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.command import at_least, make_console, print_error
-from recipes.common.parallel import RunFailedError
+from recipes.common.command import at_least, exit_status, make_console
 from recipes.scenes.writers import write_celeba, write_cityscapes, write_nyuv2
 
 __all__ = ["main"]
@@ -32,17 +31,12 @@ def main(args: Sequence[str] | None = None) -> int:
     layout, folder = options.pop("layout"), options.pop("output")
     console = make_console(_WIDTH)
     given = {name: value for name, value in options.items() if value is not None}
-    try:
-        write = write_celeba if layout == "celeba" else _SCENES[layout]
-        write(folder, **given, console=console)
-    except (FileExistsError, RunFailedError, ValueError) as error:
-        print_error(console, error)
-        return 1
-    except KeyboardInterrupt:
-        console.print("Interrupted. What is written is kept: the same command goes on from there.")
-        return 130
-    console.print(f"{folder}: {layout}'s layout, drawn, not photographed.", highlight=False, soft_wrap=True)
-    return 0
+
+    def write() -> None:
+        (write_celeba if layout == "celeba" else _SCENES[layout])(folder, **given, console=console)
+        console.print(f"{folder}: {layout}'s layout, drawn, not photographed.", highlight=False, soft_wrap=True)
+
+    return exit_status(write, console, "Interrupted. What is written is kept: the same command goes on from there.")
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:

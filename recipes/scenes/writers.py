@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -125,7 +125,8 @@ def write_celeba(
 
     images = folder / ("celeba" if torchvision_layout else "Img") / "img_align_celeba"
     images.mkdir(parents=True, exist_ok=True)
-    _run(partial(_write_faces, images, seed), {"faces": sum(sizes.values())}, jobs, console)
+    missing = [index for index in range(sum(sizes.values())) if not (images / image_name(index)).is_file()]
+    _run(partial(_write_faces, images, seed), {"faces": missing}, jobs, console)
     # Last: a folder that lacks images lacks these too, and is no data set yet.
     texts = celeba_texts([make_face(seed, index) for index in range(sum(sizes.values()))], list(sizes.values()))
     for name, text in texts.items():
@@ -165,44 +166,47 @@ class _Scenes:
         _check({"seed": self.seed}, least=0)
         settings = {"seed": self.seed, "height": self.height, "width": self.width}
         claim_folder(self.folder, _settings(self.layout, **settings, **named))
-        for split in sizes:
-            for name in self.files:
-                self._path(split, name, 0).parent.mkdir(parents=True, exist_ok=True)
-        _run(self._write_some, {split.name.lower(): size for split, size in sizes.items()}, jobs, console)
+        missing = {}
+        for split, size in sizes.items():
+            for path in self._paths(split, 0).values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            complete = (all(path.is_file() for path in self._paths(split, index).values()) for index in range(size))
+            missing[split.name.lower()] = [index for index, is_complete in enumerate(complete) if not is_complete]
+        _run(self._write_some, missing, jobs, console)
         return self.folder
 
-    def _path(self, split: Split, name: str, index: int) -> Path:
-        return self.folder / split.name.lower() / name / f"{index}.npy"
+    def _paths(self, split: Split, index: int) -> dict[str, Path]:
+        return {name: self.folder / split.name.lower() / name / f"{index}.npy" for name in self.files}
 
-    def _write_some(self, chunk: tuple[str, range]) -> None:
+    def _write_some(self, chunk: tuple[str, Sequence[int]]) -> None:
         split = Split[chunk[0].upper()]
         for index in chunk[1]:
-            paths = {name: self._path(split, name, index) for name in self.files}
-            if all(path.is_file() for path in paths.values()):
-                continue
             arrays = self.example(self.seed, split, index, self.height, self.width)
-            for name, path in paths.items():
+            for name, path in self._paths(split, index).items():
                 with replacing(path) as unfinished, unfinished.open("wb") as file:
                     np.save(file, np.ascontiguousarray(arrays[name]))
 
 
-def _write_faces(images: Path, seed: int, chunk: tuple[str, range]) -> None:
+def _write_faces(images: Path, seed: int, chunk: tuple[str, Sequence[int]]) -> None:
     for index in chunk[1]:
-        path = images / image_name(index)
-        if not path.is_file():
-            with replacing(path) as unfinished:
-                paint(seed, index).save(unfinished, format="JPEG", quality=92)
+        with replacing(images / image_name(index)) as unfinished:
+            paint(seed, index).save(unfinished, format="JPEG", quality=92)
 
 
 def _run(
-    write: Callable[[tuple[str, range]], None], sizes: Mapping[str, int], jobs: int, console: Console | None
+    write: Callable[[tuple[str, Sequence[int]]], None],
+    missing: Mapping[str, Sequence[int]],
+    jobs: int,
+    console: Console | None,
 ) -> None:
-    """Write all examples, some at a time."""
+    """Write the examples that are missing, some at a time."""
     chunks = {
         f"{what} {some[0]} to {some[-1]}": (what, some)
-        for what, size in sizes.items()
-        for some in (range(size)[first : first + _AT_ONCE] for first in range(0, size, _AT_ONCE))
+        for what, indices in missing.items()
+        for some in (indices[first : first + _AT_ONCE] for first in range(0, len(indices), _AT_ONCE))
     }
+    if not chunks:
+        return
     if jobs == 1 and console is None:
         with _one_thread():
             for chunk in chunks.values():

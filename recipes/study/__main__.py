@@ -11,14 +11,12 @@ from typing import get_args
 
 from rich.markdown import Markdown
 
-from recipes.common.command import at_least, make_console, print_error
-from recipes.common.parallel import RunFailedError
+from recipes.common.command import at_least, exit_status, make_console, print_files
 from recipes.methods import METHODS
 from recipes.study.callbacks import CALLBACKS
 from recipes.study.presets import PRESETS, Preset, grid
 from recipes.study.statistics import Split
-from recipes.study.store import StoredRunError
-from recipes.study.study import Study
+from recipes.study.study import INTERRUPTED, Study
 
 __all__ = ["main"]
 
@@ -36,22 +34,17 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     options = _parse(args)
     console = make_console(_WIDTH)
-    try:
+
+    def compare() -> None:
         study, stem = _study(options)
         done = study.run(options.jobs, console)
         console.print(f"{len(study.specs)} runs, {done} of them done now.", highlight=False)
         results = study.results(options.split)
         written = list(results.write(options.output, stem))
-    except (RunFailedError, StoredRunError, ValueError) as error:
-        print_error(console, error)
-        return 1
-    except KeyboardInterrupt:
-        console.print("Interrupted. Finished runs are kept: the same command goes on with the others.")
-        return 130
-    console.print(Markdown(results.markdown()))
-    for what, path in written:
-        console.print(f"{path}  {what}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+        console.print(Markdown(results.markdown()))
+        print_files(console, written)
+
+    return exit_status(compare, console, INTERRUPTED)
 
 
 def _study(options: argparse.Namespace) -> tuple[Study, str]:

@@ -24,7 +24,7 @@ _SOURCES = Path(__file__).parents[2]
 _PACKAGES = ("lightning-cost", "lightning", "torch", "torchjd", "peft", "torchmetrics", "numpy")
 
 
-class StoredRunError(RuntimeError):
+class StoredRunError(ValueError):
     """A stored run is not the one that was asked for, or cannot be read."""
 
 

@@ -15,7 +15,10 @@ from recipes.study.spec import Row, RunSpec, plan
 from recipes.study.statistics import Split
 from recipes.study.store import Store
 
-__all__ = ["Study"]
+__all__ = ["INTERRUPTED", "Study"]
+
+INTERRUPTED = "Interrupted. Finished runs are kept: the same command goes on with the others."
+"""What to tell a user who ends a study."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torchjd.aggregation import CAGrad, FairGrad, NashMTL
 
@@ -113,11 +114,29 @@ def test_a_configuration_trains(recipe: str, name: str, arguments: Callable[...,
     assert list((tmp_path / "lightning_logs" / "tensorboard" / recipe / name / "version_0").glob("events*"))
 
 
+@pytest.mark.parametrize("recipe", CLASSES)
+def test_the_options_of_the_callback_are_within_reach(recipe: str, arguments: Callable[..., list[str]]):
+    cli = parse(recipe, arguments(recipe, "fairgrad_cost", "--trainer.callbacks.check_every_n_steps", "4"))
+    (callback,) = callbacks_of(cli, SymmetryTeleportCallback)
+    assert "check_every_n_steps=4" in repr(callback)
+
+
+def test_the_last_checkpoint_is_the_newest_even_if_it_is_no_better(arguments: Callable[..., list[str]], tmp_path: Path):
+    options = ("--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--model.lr=1")
+    cli = parse("cityscapes", arguments("cityscapes", "ls", *options))
+    cli.trainer.fit(cli.model, cli.datamodule)
+    best, last = (torch.load(next(tmp_path.rglob(f"{name}.ckpt")), weights_only=False) for name in ("best", "last"))
+    assert last["epoch"] == 2
+    assert best["epoch"] < 2
+
+
 def test_the_command_line_trains_and_validates_some_tasks(arguments: Callable[..., list[str]], tmp_path: Path):
     options = arguments("nyuv2", "ls", "--model.tasks=[depth]", "--data.check=full", "--trainer.max_epochs=1")
     fitted = nyuv2(["fit", *options])
     assert list(next(iter(fitted.datamodule.train_dataloader()))) == ["image", "depth"]
-    checkpoint = fitted.trainer.checkpoint_callback.best_model_path
+    kept = {path.stem: str(path) for path in tmp_path.rglob("*.ckpt")}
+    assert set(kept) == {"best", "last"}
+    checkpoint = kept["last"]
     validated = nyuv2(["validate", *options, f"--ckpt_path={checkpoint}"])
     names = {"absolute_error", "relative_error", "delta_m"}
     assert set(validated.trainer.callback_metrics) == {f"val/{name}" for name in names}

@@ -1,0 +1,111 @@
+"""Segmentation, depth and normals of drawn rooms, from nothing: `make scenes`, or `python -m recipes.scenes.demo`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from recipes.common.compare import SINGLE_TASK, Variant
+from recipes.common.training import be_a_quiet_worker
+from recipes.dense.examples import DenseExamples
+from recipes.dense.mean_predictor import MeanPredictor
+from recipes.nyuv2 import NYUV2, NYUv2Model
+from recipes.scenes.problems import RoomsProblem
+from recipes.study import Study
+from recipes.study.demo import Demo
+from recipes.study.problem import find_problem
+from recipes.study.report import write_csv
+from recipes.study.statistics import group
+
+__all__ = ["DEMO", "main"]
+
+_SMALL = "num_train=8,num_val=4,height=32,width=32,batch_size=2,widths=[4, 4, 4, 4, 4],look_every=1"
+
+Metrics = Mapping[str, float]
+
+
+def _conclude(study: Study, console: Console) -> Iterator[tuple[str, Path]]:
+    """Compare with what needs no training or no image: has anything been learned?"""
+    (name,) = {row.problem for row in study.rows}
+    problem = find_problem(name)
+    assert isinstance(problem, RoomsProblem)
+    runs = group(study.results("test").records[name])
+    rows = {
+        "mean of the targets": _mean_predictor_metrics(problem),
+        "untrained network": _mean(_untrained_metrics(problem, seed) for seed in study.seeds),
+    }
+    for variant in (Variant(SINGLE_TASK), *(row.variant for row in study.rows)):
+        rows[str(variant)] = _mean(measured.test for measured in runs[variant].values())
+
+    directions = problem.higher_is_better
+    table = Table(title="What was learned, beside what needs no training", title_justify="left")
+    table.add_column(no_wrap=True)
+    for metric, higher in directions.items():
+        table.add_column(f"{metric.replace('_', ' ')} {'↑' if higher else '↓'}", justify="right")
+    for row, metrics in rows.items():
+        table.add_row(row, *(f"{metrics[metric]:.3f}" for metric in directions))
+    console.print(table)
+    path = study.output / "scenes_metrics.csv"
+    write_csv(
+        path, [{"row": row, **{metric: metrics[metric] for metric in directions}} for row, metrics in rows.items()]
+    )
+    yield "the metrics above", path
+    for spec in study.specs:
+        if spec.task is None and spec.seed == study.seeds[0]:
+            last = f"epoch_{spec.epochs - 1:03d}.png"
+            for what, folder in (("true and predicted", "pictures"), ("classes taken for others", "confusion")):
+                yield f"{what}: {spec.variant}", study.folder(spec) / folder / last
+
+
+def _mean_predictor_metrics(problem: RoomsProblem) -> Metrics:
+    data = problem.make_data(problem.tasks, seed=0)
+    channels = {name: target.channels for name, target in NYUV2.chosen_tasks(problem.tasks).items()}
+    examples = DenseExamples(data.root / "train", NYUV2, problem.tasks, problem.num_train)
+    predictor = MeanPredictor((examples[0, number] for number in range(len(examples))), channels)
+    model = problem.make_model(problem.tasks, None)
+    model.add_module("network", predictor)
+    return _validate(problem, model)
+
+
+def _untrained_metrics(problem: RoomsProblem, seed: int) -> Metrics:
+    L.seed_everything(seed, verbose=False)
+    return _validate(problem, problem.make_model(problem.tasks, None))
+
+
+def _validate(problem: RoomsProblem, model: NYUv2Model) -> Metrics:
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    (metrics,) = trainer.validate(model, problem.make_data(problem.tasks, seed=0), verbose=False)
+    return {name.removeprefix("val/"): value for name, value in metrics.items()}
+
+
+def _mean(metrics: Iterable[Metrics]) -> Metrics:
+    of_seeds = list(metrics)
+    return {name: statistics.fmean(values[name] for values in of_seeds) for name in of_seeds[0]}
+
+
+DEMO = Demo(
+    module="recipes.scenes.demo",
+    description="FairGrad with and without COST on drawn rooms",
+    recipe="scenes",
+    problem="scenes:rooms",
+    quick=(f"scenes:rooms,{_SMALL}", "12 tiny rooms"),
+    methods=("FairGrad",),
+    conclude=_conclude,
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Draw rooms, compare FairGrad with and without COST, and draw what they predict; see `Demo.run`."""
+    be_a_quiet_worker()
+    return DEMO.run(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

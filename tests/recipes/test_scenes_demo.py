@@ -1,0 +1,110 @@
+"""Rooms as a data module, what can be predicted without looking, and the demo on them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from recipes.dense.mean_predictor import MeanPredictor
+from recipes.scenes import demo
+from recipes.scenes.data import RoomsDataModule
+from recipes.scenes.problems import PROBLEMS
+from tests.helpers import make_trainer
+from tests.recipes.dense_models import tiny
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "lightning_cost" / "scenes"
+
+
+SIZE = {"num_train": 3, "num_val": 1, "height": 32, "width": 32}
+
+
+def test_rooms_are_drawn_once_into_the_cache(cache: Path, capsys: pytest.CaptureFixture[str]):
+    data = RoomsDataModule(["depth"], **SIZE, batch_size=1)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(tiny(tasks=["depth"], network="segnet"), data)
+    assert trainer.global_step == 3
+    assert {path.name for path in cache.iterdir()} == {"rooms-3-1-32x32"}
+    assert "train 0 to 2" in capsys.readouterr().err
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert len(written) == 4 * 4
+    RoomsDataModule(**SIZE).prepare_data()
+    assert written == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert capsys.readouterr().err == ""
+
+
+def test_the_mean_predictor_by_numpy():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-1, 3, (2, 5, 6))
+    labels[labels == 1] = 2
+    depth = rng.uniform(1, 5, (2, 1, 5, 6)).astype(np.float32) * (rng.random((2, 1, 5, 6)) < 0.7)
+    normals = rng.normal(np.reshape([1, 2, 0], (3, 1, 1)), size=(2, 3, 5, 6)).astype(np.float32)
+    normals *= rng.random((2, 1, 5, 6)) < 0.7
+    examples: list[dict[str, Tensor]] = [
+        {"segmentation": torch.tensor(labels[i]), "depth": torch.tensor(depth[i]), "normals": torch.tensor(normals[i])}
+        for i in range(2)
+    ]
+    predictor = MeanPredictor(examples, {"segmentation": 3, "depth": 1, "normals": 3})
+    predictions = predictor(torch.zeros(4, 3, 7, 8))
+    assert {name: tuple(x.shape) for name, x in predictions.items()} == {
+        "segmentation": (4, 3, 7, 8),
+        "depth": (4, 1, 7, 8),
+        "normals": (4, 3, 7, 8),
+    }
+    shares = predictions["segmentation"].softmax(dim=1)[3, :, 6, 7]
+    counts = [(labels == c).sum() for c in range(3)]
+    assert_close(shares, torch.tensor(counts / np.sum(counts), dtype=torch.float32))
+    assert counts[1] == 0
+    assert predictions["segmentation"].isfinite().all()
+    assert_close(predictions["depth"][0, 0, 0, 0].item(), float(depth[depth > 0].mean()), rtol=1e-6, atol=0)
+    mean = normals.sum(axis=(0, 2, 3))
+    assert_close(predictions["normals"][2, :, 1, 5].numpy(), (mean / np.linalg.norm(mean)).astype(np.float32))
+
+
+def test_the_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="must have a pixel whose depth is known"):
+        MeanPredictor([{"depth": torch.zeros(1, 4, 4)}], {"depth": 1})
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder of the demo, and what it prints."""
+    folder = tmp_path_factory.mktemp("scenes")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        arguments = ["--quick", "--epochs", "1", "--jobs", "1", "--output", str(folder / "out")]
+        assert demo.main(arguments) == 0
+    return folder / "out", printed.getvalue()
+
+
+def test_the_demo_compares_with_what_needs_no_training(shown: tuple[Path, str]):
+    with (shown[0] / "scenes_metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row.pop("row"): {name: float(x) for name, x in row.items()} for row in csv.DictReader(file)}
+    assert list(rows) == ["mean of the targets", "untrained network", "single-task", "FairGrad", "FairGrad + COST"]
+    assert all(set(row) == set(PROBLEMS["rooms"].higher_is_better) for row in rows.values())
+    assert all(math.isfinite(x) for row in rows.values() for x in row.values())
+    # Batch normalization of a network that has seen nothing passes next to nothing on: no depth and no direction.
+    assert rows["untrained network"]["relative_error"] == pytest.approx(1, abs=0.02)
+    assert rows["mean of the targets"]["relative_error"] < 0.6
+
+
+def test_the_demo_names_what_it_writes(shown: tuple[Path, str]):
+    named = [Path(line.split(".png  ")[0] + ".png") for line in shown[1].splitlines() if ".png  " in line]
+    assert all(path.stat().st_size > 0 for path in named)
+    assert sorted(path.parts[-2:] for path in named if path.name.startswith("epoch")) == sorted(
+        [("pictures", "epoch_000.png"), ("confusion", "epoch_000.png")] * 2
+    )
+    assert "FairGrad + COST" in shown[1]
