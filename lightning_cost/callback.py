@@ -305,7 +305,7 @@ class SymmetryTeleportCallback(Callback):
         # Without a batch in the window, `training_step` returned None and there is nothing to step on.
         if due and window:
             self._check(trainer, pl_module, optimizer, window, batches)
-        self._recent = batches[len(batches) - self.num_batches + 1 :] if self.num_batches > 1 else []
+        self._recent = batches[1 - self.num_batches :] if self.num_batches > 1 else []
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -246,7 +246,7 @@ SEARCHES = [
     {"objective": RandomDirection()},
     {"objective": Reversed(ConflictAlignment())},
     {"invariance": "mean"},
-    {"num_batches": 3},
+    {"num_batches": 5},
     {"search": PenaltySearch(steps=4, lr=1e-2)},
     {"search": PenaltySearch(steps=4, lr=1e-2), "objective": GradientNorm(), "adapter": LoHaConfig(r=2)},
     {"search": PenaltySearch(steps=4, lr=1e-2, gamma=10.0), "objective": "sharpness", "num_batches": 2},
