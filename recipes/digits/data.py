@@ -96,7 +96,8 @@ class DigitsDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         least = {"batch_size": 1, "num_train": 1, "num_val": 1, "num_test": 1, "seed": 0, "shuffle_seed": 0}
-        self.save_hyperparameters()
+        # The model has tasks as well, and Lightning refuses to log what two modules spell differently.
+        self.save_hyperparameters(ignore="tasks")
         for name, minimum in least.items():
             if self.hparams[name] < minimum:
                 raise ValueError(f"{name}={self.hparams[name]} must be at least {minimum}.")

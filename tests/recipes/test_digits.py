@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.datasets import load_digits
 
 from recipes.digits import DigitsDataModule, DigitsModel
 from recipes.digits.data import make_pairs, source_digits
 from recipes.digits.tasks import TASKS
+from tests.helpers import make_trainer
 
 THREE = ("left", "right", "ink")
 SPLITS = ("train", "val", "test")
@@ -218,3 +220,11 @@ def test_the_learning_rate_drops_before_the_milestones(tmp_path, arguments, rate
     data = DigitsDataModule(num_train=64, num_val=64, num_test=64)
     quiet_trainer(tmp_path, max_epochs=4).fit(Watched(width=4, **arguments), data)
     assert seen == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("of_data", [["left", "right"], ("left", "right", "ink")], ids=repr)
+def test_a_logger_takes_the_tasks_of_both_modules_however_they_are_spelled(tmp_path, of_data):
+    data = DigitsDataModule(tasks=of_data, num_train=64, num_val=64, num_test=64)
+    logger = CSVLogger(tmp_path)
+    make_trainer(max_epochs=1, logger=logger).fit(DigitsModel(("left", "right")), data)
+    assert logger.experiment.hparams["tasks"] == ("left", "right")
