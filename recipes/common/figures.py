@@ -25,6 +25,8 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
 def save_and_log(figure: Figure, path: Path, key: str, trainer: L.Trainer) -> None:
     """Write a figure, and hand it to the loggers that take images: TensorBoard's, and those with `log_image`.
 
+    A `fast_dev_run`, which has no folder of its own, leaves nothing behind.
+
     Args:
         figure: The figure.
         path: Of the PNG file; its folder is made.
@@ -32,6 +34,8 @@ def save_and_log(figure: Figure, path: Path, key: str, trainer: L.Trainer) -> No
         trainer: Whose loggers, at its present step. To be called in the first process only.
     """
     pixels = to_pixels(figure)
+    if trainer.fast_dev_run:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     for logger in trainer.loggers:

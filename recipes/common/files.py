@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,4 +40,4 @@ def user_cache(recipe: str) -> Path:
 
 def damaged(path: Path, reason: object) -> ValueError:
     """What to raise about a file of the cache that cannot be read."""
-    return ValueError(f"{path} is damaged: {reason}. Delete it, and it is built anew: rm {path}")
+    return ValueError(f"{path} is damaged: {reason}. Delete it, and it is built anew: rm {shlex.quote(str(path))}")

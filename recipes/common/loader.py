@@ -75,14 +75,37 @@ class BatchSampler:
         if epoch != self._epoch:
             self._epoch, self._served, self._skip = epoch, 0, 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches were handed out."""
-        return {"epoch": self._epoch, "served": self._served}
+    def state_dict(self) -> dict[str, int | None]:
+        """Epoch, how many of its batches were handed out, and what decides which they were."""
+        return {"epoch": self._epoch, "served": self._served, "batches": len(self), **self._settings()}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Let the next pass over the saved epoch begin where the saved one was."""
-        self._epoch, self._served = state["epoch"], state["served"]
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+        """Let the next pass over the saved epoch begin where the saved one was.
+
+        Raises:
+            ValueError: If that is in the middle of a pass over other batches.
+        """
+        epoch, served = state["epoch"], state["served"]
+        assert epoch is not None
+        assert served is not None
+        others = [name for name, value in self._settings().items() if state[name] != value]
+        is_complete = served == state["batches"]
+        if others and served and not is_complete:
+            saved, here = ({name: values[name] for name in others} for values in (state, self._settings()))
+            raise ValueError(
+                f"The checkpoint is from the middle of an epoch of other batches: {saved} there, {here} here. Go on"
+                " with what it has, or from the end of an epoch."
+            )
+        self._epoch, self._served = epoch, len(self) if is_complete else served
         self._skip = self._served
+
+    def _settings(self) -> dict[str, int | None]:
+        return {
+            "size": self.size,
+            "batch_size": self.batch_size,
+            "shuffle_seed": self.shuffle_seed,
+            "world_size": self.world_size,
+        }
 
 
 class SampledLoader(ABC):
@@ -107,11 +130,11 @@ class SampledLoader(ABC):
     def __iter__(self) -> Iterator[Any]:
         """The batches of an epoch; each is drawn from the sampler when it is handed out."""
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | None]:
         """State of the sampler."""
         return self.sampler.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
         """Restore the sampler."""
         self.sampler.load_state_dict(state)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from recipes.dense.layout import Layout
+from recipes.dense.layout import SIDE_FACTOR, Layout
 from recipes.dense.quantities import Quantity
 
 __all__ = ["check_all_values", "check_files", "checked_values"]
@@ -36,7 +36,8 @@ def check_files(folder: Path, layout: Layout, tasks: Iterable[str]) -> int:
     Raises:
         FileNotFoundError: If a folder or a file is missing.
         ValueError: If there are unequal numbers of files, files with other names, or an array that is cut short, has
-            the wrong type, or another shape than the first image.
+            the wrong type, or another shape than the first image, or if that has sides of another length than networks
+            can take.
     """
     quantities = layout.files(tuple(tasks)).values()
     sizes = {quantity.folder: _count(folder / quantity.folder, layout) for quantity in quantities}
@@ -46,6 +47,11 @@ def check_files(folder: Path, layout: Layout, tasks: Iterable[str]) -> int:
     size = sizes[layout.image.folder]
     first = folder / layout.image.folder / "0.npy"
     height, width = _header(first, layout.image).shape[:2]
+    if height % SIDE_FACTOR or width % SIDE_FACTOR:
+        raise ValueError(
+            f"{first} has {height} rows and {width} columns, but must have multiples of {SIDE_FACTOR}, because networks"
+            " halve it five times. Resize or pad all arrays."
+        )
     for quantity in quantities:
         for number in range(size):
             path = folder / quantity.folder / f"{number}.npy"

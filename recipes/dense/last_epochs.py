@@ -65,7 +65,7 @@ class LastEpochsMean(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log and write the means."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # Asks all processes.
-        if not self._last or not trainer.is_global_zero:
+        if not self._last or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         name = f"last_{self.num_epochs}"
         for logger in trainer.loggers:

@@ -8,7 +8,10 @@ from functools import cached_property
 
 from recipes.dense.quantities import DepthMap, Image, Labels, Normals, Quantity
 
-__all__ = ["Layout"]
+__all__ = ["SIDE_FACTOR", "Layout"]
+
+SIDE_FACTOR = 32
+"""What the height and the width of an image must be multiples of: networks halve it five times."""
 
 
 @dataclass(frozen=True)

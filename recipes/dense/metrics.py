@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from lightning_cost.metrics import (
@@ -21,8 +21,8 @@ __all__ = ["Average", "make_metrics"]
 Average = Literal["batch", "pixels"]
 
 
-def make_metrics(task: str, channels: int, average: Average) -> nn.ModuleDict:
-    """The metrics of a task, in the order of the field's tables.
+def make_metrics(task: str, channels: int, average: Average) -> MetricCollection:
+    """The metrics of a task, in the order of the field's tables. Those that count the same pixels count them once.
 
     Args:
         task: `segmentation`, `depth` or `normals`.
@@ -34,16 +34,16 @@ def make_metrics(task: str, channels: int, average: Average) -> nn.ModuleDict:
         Name to torchmetrics.
     """
     if task == "segmentation":
-        return nn.ModuleDict(
+        return MetricCollection(
             {
                 "miou": MulticlassJaccardIndex(channels, ignore_index=IGNORED),
                 "pixel_accuracy": MulticlassAccuracy(channels, average="micro", ignore_index=IGNORED),
             }
         )
     if task == "depth":
-        return nn.ModuleDict(
+        return MetricCollection(
             {"absolute_error": AbsoluteDepthError(average), "relative_error": RelativeDepthError(average)}
         )
     angles = {"mean_angle": MeanNormalAngle(average), "median_angle": MedianNormalAngle(average)}
     within = {f"within_{int(degrees)}": NormalsWithin(degrees, average) for degrees in (11.25, 22.5, 30)}
-    return nn.ModuleDict(angles | within)
+    return MetricCollection(angles | within)

@@ -16,6 +16,7 @@ from torchjd.scalarization import Scalarizer
 
 from lightning_cost import MultiTaskMixin
 from lightning_cost.metrics import delta_m
+from recipes.common.precision import refuse_half_precision
 from recipes.dense.layout import Layout
 from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
 from recipes.dense.metrics import Average, make_metrics
@@ -103,12 +104,14 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Refuse data without the targets of a task.
+        """Refuse what cannot be trained or measured on.
 
         Raises:
+            MisconfigurationException: If the Trainer casts targets to half precision.
             ValueError: If the data module has fewer tasks.
         """
         super().setup(stage)
+        refuse_half_precision(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         missing = [name for name in self.tasks if name not in getattr(data, "tasks", self.tasks)]
         if missing:
@@ -149,19 +152,25 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
     def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         predictions = self(batch["image"])
         for name, prediction in predictions.items():
-            for metric in self.metrics[stage][name].values():
-                metric.update(prediction, batch[name])
+            self.metrics[stage][name].update(prediction, batch[name])
         return predictions
 
     def _log_metrics(self, stage: str) -> None:
-        metrics = {name: metric for of_task in self.metrics[stage].values() for name, metric in of_task.items()}
-        values = {name: metric.compute() for name, metric in metrics.items()}
-        for metric in metrics.values():
-            metric.reset()
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
-        higher_is_better = [bool(metric.higher_is_better) for metric in metrics.values()]
+        of_tasks = self.metrics[stage].values()
+        values = {name: value for metrics in of_tasks for name, value in metrics.compute().items()}
+        for name, value in values.items():
+            if not value.isfinite():
+                raise ValueError(
+                    f"{stage}/{name} is {float(value)} in epoch {self.current_epoch}: the training has diverged. Lower"
+                    f" lr={self.lr}, or clip gradients."
+                )
+        for metrics in of_tasks:
+            metrics.reset()
+        # The same in all processes; without `sync_dist` Lightning warns that it might not be.
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+        higher_is_better = [bool(metric.higher_is_better) for metrics in of_tasks for metric in metrics.values()]
         degradation = delta_m(torch.stack(list(values.values())), self._baselines, higher_is_better)
-        self.log(f"{stage}/delta_m", degradation, prog_bar=True)
+        self.log(f"{stage}/delta_m", degradation, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam over network and heads, with the drops of the learning rate that were asked for."""

@@ -152,14 +152,15 @@ class DensePictures(ValidationFigure):
         """Keep the first example of a chosen batch."""
         if batch_idx in self._batches:
             seen = {**batch, **{f"predicted_{task}": values for task, values in predictions.items()}}
-            # Floating point numbers of half precision are of no use to matplotlib.
-            first = {name: values[0].detach().cpu() for name, values in seen.items()}
+            # Copies, which do not keep the batch; and matplotlib has no use for half precision.
+            first = {name: values[0].detach().cpu().clone() for name, values in seen.items()}
             self._examples.append({name: x.float() if x.is_floating_point() else x for name, x in first.items()})
 
     @override
     def draw(self, model: DenseModel, title: str) -> Figure | None:
         """The grid."""
-        return examples_figure(model.layout, self._examples, title) if model.global_rank == 0 else None
+        examples, self._examples = self._examples, []
+        return examples_figure(model.layout, examples, title) if model.global_rank == 0 else None
 
 
 class ConfusionMatrixPlot(ValidationFigure):

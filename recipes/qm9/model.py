@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
@@ -19,6 +18,7 @@ from torchmetrics import MeanAbsoluteError
 
 from lightning_cost import MultiTaskMixin
 from lightning_cost.metrics import delta_m
+from recipes.common.precision import refuse_half_precision
 from recipes.qm9.network import MoleculeNet
 from recipes.qm9.targets import BENCHMARK, chosen_targets
 
@@ -94,11 +94,7 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
             ValueError: If the data module has other targets, or if there is none and there are no statistics.
         """
         super().setup(stage)
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise MisconfigurationException(
-                f"precision={self.trainer.precision!r} rounds the targets themselves, by more than good predictions are"
-                " off. Use 'bf16-mixed', which keeps weights and targets in single precision."
-            )
+        refuse_half_precision(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and tuple(data.targets) != self.targets:
             raise ValueError(f"The model predicts {self.targets}, but the data module has targets={data.targets}.")

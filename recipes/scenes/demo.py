@@ -14,7 +14,8 @@ from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import be_a_quiet_worker
 from recipes.dense.examples import DenseExamples
 from recipes.dense.mean_predictor import MeanPredictor
-from recipes.nyuv2 import NYUV2, NYUv2Model
+from recipes.nyuv2 import NYUv2Model
+from recipes.scenes.data import ROOMS
 from recipes.scenes.problems import RoomsProblem
 from recipes.study import Study
 from recipes.study.demo import Demo
@@ -24,7 +25,7 @@ from recipes.study.statistics import group
 
 __all__ = ["DEMO", "main"]
 
-_SMALL = "num_train=8,num_val=4,height=32,width=32,batch_size=2,widths=[4, 4, 4, 4, 4],look_every=1"
+_SMALL = "num_train=8,num_val=4,height=32,width=32,batch_size=2,widths=[4, 4, 4, 4, 4],look_every=1,evaluations=2"
 
 Metrics = Mapping[str, float]
 
@@ -57,15 +58,14 @@ def _conclude(study: Study, console: Console) -> Iterator[tuple[str, Path]]:
     yield "the metrics above", path
     for spec in study.specs:
         if spec.task is None and spec.seed == study.seeds[0]:
-            last = f"epoch_{spec.epochs - 1:03d}.png"
-            for what, folder in (("true and predicted", "pictures"), ("classes taken for others", "confusion")):
-                yield f"{what}: {spec.variant}", study.folder(spec) / folder / last
+            for path in sorted(study.folder(spec).rglob("*.png")):
+                yield f"{path.parent.name}: {spec.variant}", path
 
 
 def _mean_predictor_metrics(problem: RoomsProblem) -> Metrics:
     data = problem.make_data(problem.tasks, seed=0)
-    channels = {name: target.channels for name, target in NYUV2.chosen_tasks(problem.tasks).items()}
-    examples = DenseExamples(data.root / "train", NYUV2, problem.tasks, problem.num_train)
+    channels = {name: target.channels for name, target in ROOMS.chosen_tasks(problem.tasks).items()}
+    examples = DenseExamples(data.root / "train", ROOMS, problem.tasks, problem.num_train)
     predictor = MeanPredictor((examples[0, number] for number in range(len(examples))), channels)
     model = problem.make_model(problem.tasks, None)
     model.add_module("network", predictor)

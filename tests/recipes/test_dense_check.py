@@ -112,6 +112,13 @@ def test_faulty_values_are_refused_before_training_or_when_they_are_read(fault: 
         list(data.train_dataloader()), list(data.val_dataloader())
 
 
+@pytest.mark.parametrize("size", [(48, 64), (64, 48)])
+def test_sizes_that_no_network_takes_are_refused_before_training(size: tuple[int, int], tmp_path: Path):
+    write_random(tmp_path, NYUV2, 1, 1, *size)
+    with pytest.raises(ValueError, match=rf"image/0\.npy has {size[0]} rows and {size[1]} columns, .* multiples of 32"):
+        NYUv2DataModule(tmp_path).setup("fit")
+
+
 def test_the_other_split_is_not_needed_to_validate(tmp_path: Path):
     root = broken(remove("train"), tmp_path)
     assert len(ready(NYUv2DataModule, root, "validate", check="full").val_dataloader()) == 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -30,6 +32,14 @@ METHODS = {
     "fairgrad": FairGrad,
     "fairgrad_cost": FairGrad,
     "paper": FairGrad,
+}
+PUBLISHED: dict[str, dict[str, float]] = {
+    "ls": {},
+    "cagrad": {"c": 0.4, "norm_eps": 1e-4},
+    "nash_mtl": {"max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
+    "fairgrad": {"alpha": 2.0},
+    "fairgrad_cost": {"alpha": 2.0},
+    "paper": {"alpha": 2.0},
 }
 TASKS = {"nyuv2": ["segmentation", "depth", "normals"], "cityscapes": ["segmentation", "depth"]}
 SHORT = (
@@ -81,7 +91,9 @@ def test_configurations_are_the_protocol_and_differ_in_nothing_but_the_method(re
         settings = yaml.safe_load(path.read_text())
         trainer = settings["trainer"]
         assert settings["data"] == {"batch_size": 2 if recipe == "nyuv2" else 8, "num_workers": 4, "seed": 0}
-        settings["model"].pop("mtl_method", None)
+        method = settings["model"].pop("mtl_method", {"init_args": {}})["init_args"]
+        assert method.pop("n_tasks", len(TASKS[recipe])) == len(TASKS[recipe])
+        assert method == PUBLISHED[path.stem]
         assert settings["model"] == {"network": "mtan", "lr": 1e-4, "lr_milestones": [100], "lr_factor": 0.5}
         assert trainer["max_epochs"] == 200
         assert {logger["init_args"].pop("name") for logger in trainer["logger"]} == {f"{recipe}/{path.stem}"}
@@ -121,13 +133,16 @@ def test_the_options_of_the_callback_are_within_reach(recipe: str, arguments: Ca
     assert "check_every_n_steps=4" in repr(callback)
 
 
-def test_the_last_checkpoint_is_the_newest_even_if_it_is_no_better(arguments: Callable[..., list[str]], tmp_path: Path):
+def test_the_best_checkpoint_and_the_last_are_kept(arguments: Callable[..., list[str]], tmp_path: Path):
     options = ("--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--model.lr=1")
     cli = parse("cityscapes", arguments("cityscapes", "ls", *options))
     cli.trainer.fit(cli.model, cli.datamodule)
     best, last = (torch.load(next(tmp_path.rglob(f"{name}.ckpt")), weights_only=False) for name in ("best", "last"))
+    with next(tmp_path.rglob("metrics.csv")).open(newline="", encoding="utf-8") as file:
+        degradations = [float(row["val/delta_m"]) for row in csv.DictReader(file) if row["val/delta_m"]]
+    assert best["epoch"] == np.argmin(degradations) < 2
+    assert np.argmax(degradations) != np.argmin(degradations)
     assert last["epoch"] == 2
-    assert best["epoch"] < 2
 
 
 def test_the_command_line_trains_and_validates_some_tasks(arguments: Callable[..., list[str]], tmp_path: Path):

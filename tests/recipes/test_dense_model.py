@@ -13,14 +13,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.testing import assert_close
 from torchjd.aggregation import UPGrad
 
+from lightning_cost import SymmetryTeleportCallback
 from lightning_cost.metrics import delta_m
 from recipes.cityscapes import CityScapesModel
 from recipes.dense.last_epochs import LastEpochsMean
 from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
 from recipes.dense.model import DenseModel
+from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
 from recipes.nyuv2 import NYUV2, NYUv2DataModule, NYUv2Model
 from tests.helpers import make_trainer
 from tests.recipes.dense_files import write_random
@@ -136,6 +139,49 @@ def test_a_single_task_baseline_trains_and_is_compared_with_values_of_ones_own(r
     assert set(values) == {"absolute_error", "relative_error", "delta_m"}
     degradation = 50 * ((values["absolute_error"] - 2) / 2 + (values["relative_error"] - 1))
     assert values["delta_m"] == pytest.approx(degradation, rel=1e-5)
+
+
+def test_half_precision_is_for_the_network_and_not_for_the_truth(root: Path, tmp_path: Path):
+    callbacks = [DensePictures(1, 1), ConfusionMatrixPlot(1), SymmetryTeleportCallback()]
+    model = tiny(mtl_method=UPGrad())
+    seen = []
+    model.network.heads["depth"].register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    trainer = make_trainer(max_epochs=2, precision="bf16-mixed", callbacks=callbacks, default_root_dir=tmp_path)
+    trainer.fit(model, NYUv2DataModule(root))
+    assert set(seen) == {torch.bfloat16}
+    assert all(np.isfinite(list(logged(trainer).values())))
+    assert {path.parts[-2] for path in tmp_path.rglob("*.png")} == {"pictures", "confusion"}
+    for precision in ("bf16-true", "16-true"):
+        with pytest.raises(MisconfigurationException, match=f"precision='{precision}' rounds the targets"):
+            make_trainer(max_epochs=1, precision=precision).fit(tiny(), NYUv2DataModule(root))
+
+
+def test_a_training_that_diverged_says_so(root: Path):
+    model = tiny(network="segnet", tasks=["depth"])
+    with torch.no_grad():
+        model.network.heads["depth"][-1].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="val/absolute_error is nan in epoch 0: the training has diverged"):
+        make_trainer().validate(model, NYUv2DataModule(root), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "published"),
+    [
+        # Nash-MTL and FairGrad in Tables 1 and 2 of the COST paper, rounded as printed there.
+        (NYUv2Model, (0.4013, 0.6593, 0.53, 0.22, 25.26, 20.08, 0.2840, 0.5547, 0.6815), -4.04),
+        (NYUv2Model, (0.3974, 0.6601, 0.54, 0.22, 24.84, 19.60, 0.2926, 0.5658, 0.6916), -4.66),
+        (CityScapesModel, (0.7541, 0.9366, 0.0129, 35.02), 6.82),
+        (CityScapesModel, (0.7572, 0.9368, 0.0134, 32.25), 5.18),
+    ],
+)
+def test_published_rows_have_their_published_degradation(
+    model: type[DenseModel], values: tuple[float, ...], published: float
+):
+    with torch.device("meta"):
+        metrics = [metric for some in model().metrics["val"].values() for metric in some.values()]
+    better = [bool(metric.higher_is_better) for metric in metrics]
+    degradation = delta_m(torch.tensor(values), list(model.published_values.values()), better)
+    assert float(degradation) == pytest.approx(published, abs=0.3)
 
 
 def test_data_without_a_target_are_refused_before_training(root: Path):

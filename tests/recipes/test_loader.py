@@ -63,15 +63,34 @@ def test_a_restored_sampler_goes_on_where_the_saved_one_was(served):
     iterator = iter(saved)
     for _ in range(served):
         next(iterator)
+    state = saved.state_dict()
     rest = [index.tolist() for index in iterator]
 
     restored = BatchSampler(20, 5, shuffle_seed=3)
-    restored.load_state_dict({"epoch": 6, "served": served})
-    assert restored.state_dict() == {"epoch": 6, "served": served}
+    restored.load_state_dict(state)
+    assert restored.state_dict() == state
     restored.set_epoch(6)
     assert [index.tolist() for index in restored] == rest
     assert [index.tolist() for index in restored] == epoch_of(saved, 6)
     assert epoch_of(restored, 7) == epoch_of(saved, 7)
+
+
+@pytest.mark.parametrize("others", [(20, 4, 3), (24, 5, 3), (20, 5, 2), (40, 5, 3, 0, 2)])
+def test_the_middle_of_an_epoch_of_other_batches_is_refused_and_its_end_is_not(others):
+    saved = BatchSampler(20, 5, shuffle_seed=3)
+    saved.set_epoch(6)
+    iterator = iter(saved)
+    for served in range(5):
+        restored, state = BatchSampler(*others), saved.state_dict()
+        if 0 < served < 4:
+            with pytest.raises(ValueError, match="the middle of an epoch of other batches"):
+                restored.load_state_dict(state)
+        else:
+            restored.load_state_dict(state)
+            restored.set_epoch(6)
+            assert len(list(restored)) == (0 if served else len(restored))
+            assert epoch_of(restored, 7) == epoch_of(BatchSampler(*others), 7)
+        next(iterator, None)
 
 
 def test_the_loader_indexes_every_tensor_alike():

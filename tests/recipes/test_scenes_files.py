@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CelebA
 
-from recipes.scenes import ATTRIBUTES, StreetLabel, write_celeba, write_cityscapes, write_nyuv2, writers
+from recipes.cityscapes import CITYSCAPES
+from recipes.nyuv2 import NYUV2
+from recipes.scenes import ATTRIBUTES, RoomLabel, StreetLabel, write_celeba, write_cityscapes, write_nyuv2, writers
 from recipes.scenes.__main__ import main
 from recipes.scenes.attributes import draw_attributes
 from recipes.scenes.examples import make_face
@@ -259,3 +261,8 @@ def test_attributes_go_together():
         assert has["No_Beard"] == (not any(has[name] for name in ("5_o_Clock_Shadow", "Goatee", "Sideburns")))
         assert not (has["Straight_Hair"] and has["Wavy_Hair"])
         assert not (has["Chubby"] and has["Oval_Face"])
+
+
+def test_classes_are_those_of_the_benchmarks():
+    assert [label.name for label in RoomLabel] == [name.upper() for name in NYUV2.classes]
+    assert [label.name for label in StreetLabel] == [name.upper() for name in CITYSCAPES.classes]
