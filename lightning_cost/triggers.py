@@ -33,7 +33,8 @@ class Majority:
     r"""Whether at least :math:`\lceil \text{share} \cdot K \rceil` tasks conflict with the mean (Eq. 4: half of them).
 
     Args:
-        share: Share of the tasks, in (0, 1]. The paper's is 0.5. With 3 to 11 tasks that hardly ever happens.
+        share: Share of the tasks, in (0, 1]. The paper's is 0.5, which hardly ever happens unless the gradient of one
+            task outweighs the others in the mean.
 
     Example:
         >>> import torch
