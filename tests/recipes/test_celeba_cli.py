@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torchjd.aggregation import CAGrad, FairGrad, NashMTL
 
 from lightning_cost import SymmetryTeleportCallback
@@ -57,6 +58,25 @@ def teleporter(cli):
 
 def test_every_configuration_is_tested():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(METHODS) == {"ls", *OPTIONS}
+
+
+PUBLISHED = {
+    "cagrad": {"c": 0.4},
+    "nash_mtl": {"n_tasks": 40, "max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
+    **{key: {"alpha": 2.0} for key in ["fairgrad", "fairgrad_cost", "paper"]},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_configuration_is_the_protocol(name):
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    method = settings["model"].pop("mtl_method", None) or {"init_args": {}}
+    assert method["init_args"] == PUBLISHED.get(name, {})
+    assert settings["model"] == {"width": 64, "lr": 3e-4}
+    assert settings["data"] == {"batch_size": 256, "image_size": 64, "shuffle_seed": 0}
+    assert settings["trainer"]["max_epochs"] == 15
+    best, last = (c["init_args"] for c in settings["trainer"]["callbacks"] if "ModelCheckpoint" in c["class_path"])
+    assert (best["monitor"], best["mode"], last["save_on_exception"]) == ("val/mean_f1", "max", True)
 
 
 def check(cli, name, folder, steps):
