@@ -68,6 +68,7 @@ CALLBACKS: dict[str, Factory] = {
     # Searches.
     "full rank": _cost(search=LevelSetSearch(full_rank=True)),
     "2 steps": _cost(search=LevelSetSearch(steps=2)),
+    "4 full steps, every 4": _cost(search=LevelSetSearch(steps=4, full_rank=True), check_every_n_steps=4),
     "penalty search": _cost(search=PenaltySearch(steps=20, lr=1e-3), max_per_epoch=1),
     # Objectives.
     "gradient norm": _cost(objective="gradient_norm"),
