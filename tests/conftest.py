@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from tests.ranks import RankPool
+from tests.support.ranks import RankPool
 
 
 @pytest.fixture(autouse=True)

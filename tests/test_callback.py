@@ -27,8 +27,8 @@ from lightning_cost import (
     SymmetryTeleportCallback,
 )
 from lightning_cost.progress import StageDisplay
-from tests.helpers import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp, make_trainer
-from tests.teleporting import NoisyNet, Spy, always, assert_same, final_state, never, snapshot, teleporter
+from tests.support.nets import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp, make_trainer
+from tests.support.teleporting import NoisyNet, Spy, always, assert_same, final_state, never, snapshot, teleporter
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from torchjd.aggregation import UPGrad
 from lightning_cost import PenaltySearch
 from lightning_cost.invariance import loss_fluctuation_weights
 from lightning_cost.searches import LevelSetSearch
-from tests.helpers import Batch, Net, fit, make_batches, make_mlp
-from tests.teleporting import NoisyNet, teleporter
+from tests.support.nets import Batch, Net, fit, make_batches, make_mlp
+from tests.support.teleporting import NoisyNet, teleporter
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 

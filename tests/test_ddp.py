@@ -14,7 +14,7 @@ from torchjd.scalarization import DWA, FAMO, STCH, UW, Random
 
 from lightning_cost import ScaleInvariant
 from lightning_cost.searches import PenaltySearch
-from tests.ddp_runs import (
+from tests.support.ddp_runs import (
     BatchNet,
     BranchNet,
     ChecksOnFirstRank,
@@ -34,9 +34,9 @@ from tests.ddp_runs import (
     train,
     train_until_fault,
 )
-from tests.helpers import Net
-from tests.ranks import RankPool
-from tests.teleporting import assert_same, teleporter
+from tests.support.nets import Net
+from tests.support.ranks import RankPool
+from tests.support.teleporting import assert_same, teleporter
 
 LEVEL_SET = partial(teleporter, check_every_n_steps=5)
 PENALTY = partial(teleporter, check_every_n_steps=5, search=PenaltySearch(steps=3, lr=1e-3))

@@ -33,8 +33,8 @@ from lightning_cost import (
 )
 from lightning_cost.adapters import PeftAdapter
 from lightning_cost.landscape import Landscape
-from tests.helpers import Net, fit, make_batches
-from tests.teleporting import NoisyNet, always, assert_same, final_state, snapshot, teleporter
+from tests.support.nets import Net, fit, make_batches
+from tests.support.teleporting import NoisyNet, always, assert_same, final_state, snapshot, teleporter
 
 STRUCK_STEP = 3
 

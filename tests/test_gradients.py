@@ -13,7 +13,7 @@ from torchjd.aggregation import Mean, Sum, UPGrad
 from torchjd.scalarization import UW, Constant
 
 from lightning_cost import MultiTaskMixin, TaskGradients
-from tests.helpers import TASKS, Net, fit, make_batches, make_mlp
+from tests.support.nets import TASKS, Net, fit, make_batches, make_mlp
 
 # --- Figures of a matrix ---------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from lightning_cost.history import HISTORY_MODES, HistoryReuse, modulate
 from lightning_cost.objectives import RandomDirection
 from lightning_cost.searches import Search, SearchContext
 from lightning_cost.teleport import trajectory_similarity
-from tests.problems import Problem, jacobian, loss_function, mlp_batch, mlp_problem, trainer
+from tests.support.problems import Problem, jacobian, loss_function, mlp_batch, mlp_problem, trainer
 
 MakeOptimizer = Callable[[Any], Optimizer]
 

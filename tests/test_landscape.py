@@ -15,7 +15,7 @@ from torchjd.scalarization import Constant
 from lightning_cost.gradients import GradientBuffer
 from lightning_cost.landscape import Landscape, Point
 from lightning_cost.mixin import StepLosses
-from tests.problems import (
+from tests.support.problems import (
     Problem,
     conv_batch,
     conv_problem,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(strategy: str, fault: str, path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.launched_fit", strategy, fault, str(path)]
+    command = [sys.executable, "-m", "tests.support.launched_fit", strategy, fault, str(path)]
     return subprocess.run(command, check=False, cwd=ROOT, timeout=150, capture_output=True, text=True)
 
 

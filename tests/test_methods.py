@@ -28,9 +28,9 @@ from torchjd.scalarization import COSMOS, DWA, FAMO, IMTLL, STCH, UW, GeometricM
 
 from lightning_cost import ScaleInvariant
 from lightning_cost.memory import move_constants, state_of
-from tests.helpers import Net, Seeds, fit, make_batches
-from tests.resumed_run import REMEMBERING
-from tests.teleporting import NoisyNet, assert_same, teleporter
+from tests.support.nets import Net, Seeds, fit, make_batches
+from tests.support.resumed_run import REMEMBERING
+from tests.support.teleporting import NoisyNet, assert_same, teleporter
 
 EPOCHS = 3
 BATCHES = 5

@@ -18,7 +18,7 @@ from torchjd.aggregation import UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from lightning_cost import MultiTaskMixin
-from tests.helpers import TASKS, Net, PlainNet, fit, make_batches, make_mlp
+from tests.support.nets import TASKS, Net, PlainNet, fit, make_batches, make_mlp
 
 
 def assert_same_parameters(module, reference, atol=0.0):

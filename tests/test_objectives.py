@@ -22,7 +22,7 @@ from lightning_cost.objectives import (
     SampledSharpness,
     balance_weights,
 )
-from tests.problems import (
+from tests.support.problems import (
     LossFunction,
     Problem,
     conv_batch,

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from torchjd.aggregation import Aggregator, UPGrad
 
 from lightning_cost.objectives import ConflictAlignment
-from tests.helpers import Batch, Net, fit, make_batches
-from tests.teleporting import teleporter
+from tests.support.nets import Batch, Net, fit, make_batches
+from tests.support.teleporting import teleporter
 
 
 def scaled(init_scale: float = 2.0**10, **settings: Any) -> dict[str, Any]:

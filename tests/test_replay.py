@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchjd.scalarization import DWA, Scalarizer
 
-from tests.helpers import Net, fit, make_batches, make_mlp
-from tests.teleporting import never, teleporter
+from tests.support.nets import Net, fit, make_batches, make_mlp
+from tests.support.teleporting import never, teleporter
 
 
 def test_scalarizers_that_remember_losses_see_each_step_once() -> None:

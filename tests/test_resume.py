@@ -16,9 +16,9 @@ from torchjd.aggregation import MoDoWeighting, SDMGradWeighting, UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
 from lightning_cost.memory import state_of
-from tests.helpers import Net, PlainNet, fit, make_batches, make_trainer
-from tests.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, REMEMBERING, RUNS, SaveAfter, run
-from tests.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
+from tests.support.nets import Net, PlainNet, fit, make_batches, make_trainer
+from tests.support.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, REMEMBERING, RUNS, SaveAfter, run
+from tests.support.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
 
 # At the end of an epoch, in the middle of one, and where with 2 accumulated batches a step was just made: the
 # gradients of half a window are in no checkpoint of Lightning's.
@@ -94,7 +94,7 @@ KILLED = ("level set", "penalty, sharpness", "accumulation, 3 batches")
 
 def test_resume_of_a_process_that_was_killed_after_a_teleport(tmp_path: Path, uninterrupted: Baseline) -> None:
     place = BATCHES + 2
-    program = [sys.executable, "-m", "tests.resumed_run", str(tmp_path), str(place), *KILLED]
+    program = [sys.executable, "-m", "tests.support.resumed_run", str(tmp_path), str(place), *KILLED]
     root = Path(__file__).parents[1]
     subprocess.run(program, check=True, cwd=root, timeout=120, capture_output=True)
     for name in KILLED:

@@ -21,7 +21,7 @@ from lightning_cost.invariance import Invariance, LevelSet, drift, loss_fluctuat
 from lightning_cost.landscape import Landscape, Point
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective, RandomDirection, SampledSharpness
 from lightning_cost.searches import SearchContext
-from tests.problems import (
+from tests.support.problems import (
     Problem,
     conv_batch,
     conv_problem,

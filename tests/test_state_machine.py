@@ -18,8 +18,8 @@ from torch import Tensor
 from torchjd.aggregation import UPGrad
 
 from lightning_cost import ConflictAlignment, PenaltySearch, SymmetryTeleportCallback, TaskGradients
-from tests.helpers import fit, make_batches
-from tests.teleporting import NoisyNet, assert_same, final_state
+from tests.support.nets import fit, make_batches
+from tests.support.teleporting import NoisyNet, assert_same, final_state
 
 
 class FragileNet(NoisyNet):

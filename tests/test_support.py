@@ -19,8 +19,8 @@ from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from torchjd.aggregation import UPGrad
 
 from lightning_cost.support import check_strategy
-from tests.helpers import Net, fit, make_batches, make_trainer
-from tests.teleporting import teleporter
+from tests.support.nets import Net, fit, make_batches, make_trainer
+from tests.support.teleporting import teleporter
 
 
 def _uninitialized(kind: type[Strategy]) -> Strategy:

@@ -30,8 +30,8 @@ from torchjd.aggregation import Aggregator, FairGrad, UPGrad
 
 from lightning_cost import PenaltySearch, SymmetryTeleportCallback
 from lightning_cost.searches import LevelSetSearch, SearchContext
-from tests.helpers import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp
-from tests.teleporting import teleporter
+from tests.support.nets import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp
+from tests.support.teleporting import teleporter
 
 METHODS: dict[str, Callable[[], Aggregator | None]] = {
     "None": lambda: None,

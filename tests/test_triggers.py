@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
 from lightning_cost.triggers import TRIGGERS, Majority, Schedule, any_conflict, dominated_conflict, weak_conflict
-from tests.problems import mlp_batch, mlp_problem, rows, trainer
+from tests.support.problems import mlp_batch, mlp_problem, rows, trainer
 
 # g_0 = (1, 2): the smaller gradient has cosine -1/sqrt(5) with it.
 DOMINATED = rows([3, 4], [-1, 0])

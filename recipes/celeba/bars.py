@@ -8,12 +8,11 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from typing_extensions import override
 
 from recipes.celeba.model import CelebAModel
-from recipes.common.figures import save_and_log
+from recipes.common.figures import require_model, save_and_log
 
 __all__ = ["AttributeBars", "bar_figure"]
 
@@ -82,10 +81,7 @@ class AttributeBars(L.Callback):
         Raises:
             MisconfigurationException: If the model is no `CelebAModel`.
         """
-        if not isinstance(pl_module, CelebAModel):
-            raise MisconfigurationException(
-                f"AttributeBars draws what a CelebAModel logs; got a {type(pl_module).__name__}."
-            )
+        require_model(self, pl_module, CelebAModel)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

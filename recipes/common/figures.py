@@ -7,12 +7,25 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["save_and_log", "to_pixels"]
+__all__ = ["require_model", "save_and_log", "to_pixels"]
+
+
+def require_model(callback: L.Callback, module: L.LightningModule, kind: type[L.LightningModule]) -> None:
+    """Refuse other models than the one whose predictions a callback draws; to be called in its `setup`.
+
+    Raises:
+        MisconfigurationException: If the model is of another kind.
+    """
+    if not isinstance(module, kind):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} draws what a {kind.__name__} predicts; got a {type(module).__name__}."
+        )
 
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:

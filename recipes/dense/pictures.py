@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from recipes.common.figures import save_and_log
+from recipes.common.figures import require_model, save_and_log
 from recipes.dense.figures import confusion_figure, examples_figure
 from recipes.dense.losses import IGNORED
 from recipes.dense.model import DenseModel
@@ -68,10 +67,7 @@ class ValidationFigure(L.Callback, ABC):
         Raises:
             MisconfigurationException: If the model is no `DenseModel`.
         """
-        if not isinstance(pl_module, DenseModel):
-            raise MisconfigurationException(
-                f"{type(self).__name__} draws what a DenseModel predicts; got a {type(pl_module).__name__}."
-            )
+        require_model(self, pl_module, DenseModel)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from recipes.cityscapes import CITYSCAPES, CityScapesDataModule
 from recipes.nyuv2 import NYUV2, NYUv2DataModule
-from tests.recipes.dense_files import ready, write_random
+from tests.support.dense_files import ready, write_random
 
 
 def change(path: str, edit: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:

@@ -19,8 +19,8 @@ from lightning_cost import LevelSetSearch, MultiTaskMixin, PenaltySearch
 from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
 from recipes.dense.mtan import Mtan
 from recipes.dense.segnet import SegNet
-from tests.helpers import fit
-from tests.teleporting import teleporter
+from tests.support.nets import fit
+from tests.support.teleporting import teleporter
 
 NYUV2 = {"segmentation": 13, "depth": 1, "normals": 3}
 CITYSCAPES = {"segmentation": 7, "depth": 1}

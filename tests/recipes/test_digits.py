@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from recipes.digits import DigitsDataModule, DigitsModel
 from recipes.digits.data import make_pairs, source_digits
 from recipes.digits.tasks import TASKS
-from tests.helpers import make_trainer
+from tests.support.nets import make_trainer
 
 THREE = ("left", "right", "ink")
 SPLITS = ("train", "val", "test")

@@ -13,7 +13,7 @@ from lightning_cost import SymmetryTeleportCallback
 from recipes.qm9.model import QM9Model
 from recipes.qm9.parity import ParityPlot, parity_figure
 from recipes.qm9.targets import BENCHMARK, TARGETS
-from tests.recipes.qm9_runs import NARROW, cache_home, folder, make_data, make_trainer, needs_the_extra
+from tests.support.qm9_runs import NARROW, cache_home, folder, make_data, make_trainer, needs_the_extra
 
 __all__ = ["cache_home", "folder"]  # Fixtures.
 

@@ -15,8 +15,8 @@ from recipes.qm9.data import QM9DataModule
 from recipes.qm9.loader import MoleculeTensors
 from recipes.qm9.source import CHECKSUMS, read_rows
 from recipes.qm9.targets import TARGETS
-from tests.helpers import make_trainer
-from tests.recipes.qm9_package import ROWS, install, many_rows
+from tests.support.nets import make_trainer
+from tests.support.qm9_package import ROWS, install, many_rows
 
 NUM = 60
 SIZES = {"num_val": 9, "num_test": 13}

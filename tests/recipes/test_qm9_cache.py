@@ -15,7 +15,7 @@ from recipes.qm9 import cache
 from recipes.qm9.assemble import assemble
 from recipes.qm9.cache import cache_file, load_cache, main, prepare_cache
 from recipes.qm9.source import CHECKSUMS, read_rows
-from tests.recipes.qm9_package import ROWS, install, real_rows
+from tests.support.qm9_package import ROWS, install, real_rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from lightning_cost import SymmetryTeleportCallback
 from recipes.qm9 import demo
 from recipes.qm9.__main__ import main
 from recipes.qm9.problems import PROBLEMS
-from tests.recipes.qm9_runs import SIZES, cache_home, folder, needs_the_extra
+from tests.support.qm9_runs import SIZES, cache_home, folder, needs_the_extra
 
 __all__ = ["cache_home", "folder"]  # Fixtures.
 

@@ -12,7 +12,7 @@ from recipes.qm9.bonds import UnmatchedGraphError, find_bonds
 from recipes.qm9.molecules import ELEMENTS, Molecules
 from recipes.qm9.source import CHECKSUMS, find_files, read_rows, verify_files
 from recipes.qm9.targets import BENCHMARK, TARGETS, chosen_targets
-from tests.recipes.qm9_package import ROWS, install, real_rows, row_of, write_rows
+from tests.support.qm9_package import ROWS, install, real_rows, row_of, write_rows
 
 BENZENE, ZWITTERION, NITRO = 214, 271, 21977
 STRETCHED = (133857, 133859)

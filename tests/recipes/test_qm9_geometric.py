@@ -14,7 +14,7 @@ from recipes.qm9.loader import MoleculeTensors
 from recipes.qm9.molecules import ELEMENTS
 from recipes.qm9.source import read_rows
 from recipes.qm9.targets import TARGETS
-from tests.recipes.qm9_package import real_rows, write_rows
+from tests.support.qm9_package import real_rows, write_rows
 
 pytest.importorskip("torch_geometric")
 

@@ -36,7 +36,7 @@ from recipes.study.runner import settings_of
 from recipes.study.spec import RunSpec, plan
 from recipes.study.statistics import paired_change, summarize
 from recipes.study.store import Record, Store, StoredRunError, versions
-from tests.helpers import Net, fit, make_batches
+from tests.support.nets import Net, fit, make_batches
 
 # ---------------------------------------------------------------------------------------------------------------- names
 

@@ -25,8 +25,8 @@ from torchjd.aggregation import (
 from torchjd.scalarization import DWA, FAMO, IMTLL, UW, Random
 
 from lightning_cost import ConflictAlignment, LevelSetSearch, PenaltySearch, RandomDirection, SymmetryTeleportCallback
-from tests.helpers import Net, Seeds, make_batches, make_trainer
-from tests.teleporting import StatefulBatches, teleporter
+from tests.support.nets import Net, Seeds, make_batches, make_trainer
+from tests.support.teleporting import StatefulBatches, teleporter
 
 BATCHES = 5
 EPOCHS = 3

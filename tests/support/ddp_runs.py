@@ -20,8 +20,8 @@ from torchjd.aggregation import UPGrad
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
 from lightning_cost.landscape import Landscape, Point
 from lightning_cost.objectives import ConflictAlignment, RandomDirection
-from tests.helpers import Batch, Net, fit, make_batches, make_mlp, make_trainer
-from tests.teleporting import SaveAt, StatefulBatches, teleporter
+from tests.support.nets import Batch, Net, fit, make_batches, make_mlp, make_trainer
+from tests.support.teleporting import SaveAt, StatefulBatches, teleporter
 
 STEPS = 20
 SIZE = 16

@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from torchjd.aggregation import UPGrad
 
-from tests.helpers import Batch, Net, make_batches, make_trainer
-from tests.teleporting import teleporter
+from tests.support.nets import Batch, Net, make_batches, make_trainer
+from tests.support.teleporting import teleporter
 
 
 class FaultyNet(Net):

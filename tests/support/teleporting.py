@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback, TaskGradients, TeleportReport
-from tests.helpers import TASKS, Batch, Net, make_mlp
+from tests.support.nets import TASKS, Batch, Net, make_mlp
 
 
 def always(gradients: TaskGradients) -> bool:
