@@ -1,9 +1,10 @@
 """What one teleport does, and what it costs: every search and objective on the same events of dominated conflict.
 
-The events come from training the three balanced tasks of `recipes.digits` with the mean of the losses. At an event
-every setting teleports from the same point on the same batch, its effect is measured there and on validation batches
-that it has not seen, and everything is put back, so that training is that of plain linear scalarization. The cost of
-the default is also measured on the ResNet-18 of `benchmarks.step` with three tasks.
+The events come from training the three balanced tasks of `recipes.digits` with the mean of the losses, in a plain
+PyTorch loop: a teleport needs no Trainer. At an event every setting teleports from the same point on the same batch.
+Its effect is measured there and on validation batches that it has not seen. Then everything is put back, so that
+training is that of plain linear scalarization. The cost of the default is also measured on the ResNet-18 of
+`benchmarks.step` with three tasks.
 
 Run `python -m benchmarks.teleport` for the tables, `--events-per-seed 2 --seeds 1` for a quick look.
 """
@@ -14,36 +15,33 @@ import argparse
 import csv
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.step import Images, Mixin, bare_trainer, quiet
+from benchmarks.step import Images, Mixin, quiet
 from lightning_cost import (
     ConflictAlignment,
     GradientNorm,
     LevelSetSearch,
     Objective,
+    Outcome,
     PenaltySearch,
+    Point,
     RandomDirection,
     Reversed,
     SampledSharpness,
     Search,
+    Surface,
+    Teleporter,
 )
-from lightning_cost.gradients import GradientBuffer
-from lightning_cost.invariance import drift
-from lightning_cost.landscape import Landscape, Point
-from lightning_cost.replay import RecordedBatch, without_trace
-from lightning_cost.rng import RngState
-from lightning_cost.teleport import Outcome, Teleporter
 from lightning_cost.triggers import dominated_conflict
 from recipes.digits.data import DigitsDataModule
 from recipes.digits.model import DigitsModel
@@ -58,7 +56,6 @@ class Setting:
     name: str
     search: Callable[[], Search]
     objective: Callable[[], Objective]
-    rank: int = 5
     tolerance: float | None = 0.02
 
 
@@ -69,7 +66,7 @@ def settings() -> list[Setting]:
         Setting("level set, LoRA 5, conflict (default)", LevelSetSearch, conflict),
         Setting("  2 steps", lambda: LevelSetSearch(steps=2), conflict),
         Setting("  4 steps", lambda: LevelSetSearch(steps=4), conflict),
-        Setting("  rank 1", LevelSetSearch, conflict, rank=1),
+        Setting("  rank 1", lambda: LevelSetSearch(rank=1), conflict),
         Setting("  full rank", lambda: LevelSetSearch(full_rank=True), conflict),
         Setting("  double backward", LevelSetSearch, lambda: ConflictAlignment(derivative="double_backward")),
         Setting("  gradient norm", LevelSetSearch, GradientNorm),
@@ -120,183 +117,161 @@ class Event:
     seconds: float
 
 
-@dataclass
-class Reference:
-    """Seconds of an ordinary step of the summed loss and of one with task gradients, without the optimizer."""
+class Clock:
+    """Seconds of ordinary steps of the mean loss and of steps with task gradients, without the optimizer."""
 
-    plain: list[float] = field(default_factory=list)
-    task_gradients: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.plain: list[float] = []
+        self.task_gradients: list[float] = []
 
-
-class EventStudy(L.Callback):
-    """Tries every setting at events of dominated conflict, and leaves training as it was."""
-
-    def __init__(self, rows: list[Setting], seed: int, num_events: int, start: int, gap: int) -> None:
-        super().__init__()
-        self.rows = rows
-        self.seed = seed
-        self.num_events = num_events
-        self.start = start
-        self.gap = gap
-        self.steps: list[int] = []
-        self.events: list[Event] = []
-        self.reference = Reference()
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.request_task_gradients()
-        pl_module.record_batches()
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        step = trainer.global_step
-        earliest = self.steps[-1] + self.gap if self.steps else self.start
-        if step < earliest or not dominated_conflict(pl_module.task_gradients):
-            return
-        self.steps.append(step)
-        held_out = [
-            RecordedBatch(trainer.precision_plugin.convert_input(batch), index, RngState.capture(), torch.zeros(0))
-            for index, batch in enumerate(trainer.datamodule.val_dataloader())
-            if index < HELD_OUT_BATCHES
-        ]
-        with without_trace(pl_module):
-            measure_reference(pl_module, self.reference, repetitions=12)
-            for row in self.rows:
-                self.events.append(self._try(row, pl_module, held_out, step))
-        if len(self.steps) == self.num_events:
-            trainer.should_stop = True
-
-    def _try(self, row: Setting, module: Any, held_out: list[RecordedBatch], step: int) -> Event:
-        landscape = Landscape(module, module.recorded_batches, torch.Generator())
-        origin, grads = landscape.position(), landscape.grads()
-        before = [_held_out(module, batch) for batch in held_out]
-        outcome, seconds = timed_teleport(row, module, landscape)
-        after = [_held_out(module, batch) for batch in held_out]
-        landscape.go_back(origin, grads)
-        mean_before = torch.stack([losses for losses, _ in before]).mean(dim=0)
-        mean_after = torch.stack([losses for losses, _ in after]).mean(dim=0)
-        return Event(
-            setting=row.name,
-            seed=self.seed,
-            step=step,
-            accepted=outcome.accepted,
-            drift=drift(outcome.end.losses, outcome.start.losses, "per_task"),
-            drift_held_out=drift(mean_after, mean_before, "per_task"),
-            cosine_before=float(outcome.start.gradients.cosines.min()),
-            cosine_after=float(outcome.end.gradients.cosines.min()),
-            resolved=not dominated_conflict(outcome.end.gradients),
-            held_out_conflict_before=statistics.mean(conflict for _, conflict in before),
-            held_out_conflict_after=statistics.mean(conflict for _, conflict in after),
-            norm_ratio=float(outcome.end.gradients.mean_norm / outcome.start.gradients.mean_norm),
-            forwards=landscape.forwards,
-            backwards=landscape.backwards,
-            seconds=seconds,
-        )
+    def measure(self, model: L.LightningModule, surface: Surface, batch: Any, start: Point, repetitions: int) -> None:
+        """Time both kinds of steps in turns, and leave the gradients as they were."""
+        grads, spare = surface.grads(), torch.empty_like(start.gradients.matrix)
+        for _ in range(repetitions):
+            surface.set_grads([None] * len(grads))
+            began = time.perf_counter()
+            torch.stack(list(model.task_losses(batch, 0).values())).mean().backward()
+            self.plain.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            surface.point(start, spare)
+            self.task_gradients.append(time.perf_counter() - began)
+        surface.set_grads(grads)
 
 
-def timed_teleport(row: Setting, module: Any, landscape: Landscape) -> tuple[Outcome, float]:
-    """Teleport twice from the same point, and time the second: the first allocates buffers and loads libraries."""
-    origin, grads = landscape.position(), landscape.grads()
-    start = Point(module.recorded_batches[0].losses, module.task_gradients)
-    teleporter = Teleporter(row.objective(), row.search(), LoraConfig(r=row.rank), "per_task", row.tolerance)
+def surface_of(model: L.LightningModule, batch: Any) -> Surface:
+    """The task losses of a batch as a function of the backbone's parameters."""
+    return Surface(
+        lambda: model.task_losses(batch, 0), list(model.backbone.parameters()), parameters=list(model.parameters())
+    )
+
+
+def timed_teleport(row: Setting, surface: Surface, backbone: nn.Module, start: Point) -> tuple[Outcome, float]:
+    """Teleport twice from the same point, and time the second: the first allocates memory and loads libraries."""
+    origin, grads = surface.position(), surface.grads()
+    teleporter = Teleporter(row.objective(), row.search(), tolerance=row.tolerance)
     for _ in range(2):
-        landscape.go_back(origin, grads)
-        landscape.forwards = landscape.backwards = 0
-        landscape.generator.manual_seed(0)
+        surface.go_back(origin, grads)
+        surface.generator.manual_seed(0)
         began = time.perf_counter()
-        outcome = teleporter.run(
-            landscape, landscape, start, module.shared_modules(), learning_rate=1e-3, on_stage=lambda stage: None
-        )
+        outcome = teleporter.run(surface, {"backbone": backbone}, start)
         seconds = time.perf_counter() - began
-        if outcome.update is not None:
-            teleporter.recycle(outcome.update)
+        if outcome.accepted:
+            teleporter.recycle(outcome.end.gradients.matrix)
     return outcome, seconds
 
 
-def measure_reference(module: Any, reference: Reference, repetitions: int) -> None:
-    """Time ordinary steps of the summed loss and steps with task gradients, in turns."""
-    record = module.recorded_batches[0]
-    landscape = Landscape(module, [record], torch.Generator())
-    buffer = GradientBuffer()
-    origin, grads = landscape.position(), landscape.grads()
-    for _ in range(repetitions):
-        for parameter in module.parameters():
-            parameter.grad = None
-        began = time.perf_counter()
-        module.scalarize(module.evaluate_tasks(record.batch, record.batch_idx)).total.backward()
-        reference.plain.append(time.perf_counter() - began)
-        buffer.restart(module.task_gradients, record.losses.tolist())
-        began = time.perf_counter()
-        landscape.point(buffer)
-        reference.task_gradients.append(time.perf_counter() - began)
-    landscape.go_back(origin, grads)
+def try_setting(
+    row: Setting, model: DigitsModel, surface: Surface, start: Point, held_out: list[Surface], seed: int, step: int
+) -> Event:
+    """Teleport by one setting, measure what it did, and put everything back."""
+    origin, grads = surface.position(), surface.grads()
+    before = [other.point() for other in held_out]
+    surface.set_grads(grads)
+    outcome, seconds = timed_teleport(row, surface, model.backbone, start)
+    after = [other.point() for other in held_out]
+    surface.go_back(origin, grads)
+    return Event(
+        setting=row.name,
+        seed=seed,
+        step=step,
+        accepted=outcome.accepted,
+        drift=largest_change(outcome.end.losses, start.losses),
+        drift_held_out=largest_change(mean_losses(after), mean_losses(before)),
+        cosine_before=float(start.gradients.cosines.min()),
+        cosine_after=float(outcome.end.gradients.cosines.min()),
+        resolved=not dominated_conflict(outcome.end.gradients),
+        held_out_conflict_before=conflict_share(before),
+        held_out_conflict_after=conflict_share(after),
+        norm_ratio=float(outcome.end.gradients.mean_norm / start.gradients.mean_norm),
+        forwards=outcome.forwards,
+        backwards=outcome.backwards,
+        seconds=seconds,
+    )
 
 
-def _held_out(module: Any, batch: RecordedBatch) -> tuple[Tensor, float]:
-    buffer = GradientBuffer()
-    point = Landscape(module, [batch], torch.Generator()).point(buffer)
-    assert point is not None
-    return point.losses, float(dominated_conflict(point.gradients))
+def largest_change(losses: Tensor, reference: Tensor) -> float:
+    """The largest relative change of a loss."""
+    return float(((losses - reference) / reference).abs().max())
 
 
-class ResNetCost(L.Callback):
-    """Times the default teleport at every step of the ResNet-18 of `benchmarks.step`."""
+def mean_losses(points: list[Point]) -> Tensor:
+    """The task losses, averaged over batches."""
+    return torch.stack([point.losses for point in points]).mean(dim=0)
 
-    def __init__(self) -> None:
-        self.reference = Reference()
-        self.rows: list[tuple[float, int, int, bool]] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.request_task_gradients()
-        pl_module.record_batches()
+def conflict_share(points: list[Point]) -> float:
+    """The share of batches with dominated conflict."""
+    return statistics.mean(float(dominated_conflict(point.gradients)) for point in points)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        with without_trace(pl_module):
-            measure_reference(pl_module, self.reference, repetitions=2)
-            landscape = Landscape(pl_module, pl_module.recorded_batches, torch.Generator())
-            origin, grads = landscape.position(), landscape.grads()
-            outcome, seconds = timed_teleport(settings()[0], pl_module, landscape)
-            landscape.go_back(origin, grads)
-        self.rows.append((seconds, landscape.forwards, landscape.backwards, outcome.accepted))
+
+def collect(rows: list[Setting], seeds: int, events_per_seed: int) -> tuple[list[Event], Clock]:
+    """Train once a seed and try every setting at its events, the first of them after some steps, the rest apart."""
+    events, clock = [], Clock()
+    for seed in range(seeds):
+        found, earliest = 0, 60
+        for step, (model, surface, start, batch, held_out) in enumerate(train(seed)):
+            if step >= earliest and dominated_conflict(start.gradients):
+                clock.measure(model, surface, batch, start, repetitions=12)
+                events += [try_setting(row, model, surface, start, held_out, seed, step) for row in rows]
+                found, earliest = found + 1, step + 40
+            if found == events_per_seed:
+                break
+    return events, clock
+
+
+def train(seed: int) -> Iterator[tuple[DigitsModel, Surface, Point, Any, list[Surface]]]:
+    """Train three tasks on the mean of the losses, and yield before each optimizer step."""
+    L.seed_everything(seed, verbose=False)
+    tasks = ("left", "right", "ink")
+    model, data = DigitsModel(tasks), DigitsDataModule(tasks=tasks, shuffle_seed=seed)
+    data.setup("fit")
+    loader, optimizer = data.train_dataloader(), torch.optim.Adam(model.parameters(), lr=1e-3)
+    validation = [batch for index, batch in enumerate(data.val_dataloader()) if index < HELD_OUT_BATCHES]
+    for epoch in range(100):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            surface = surface_of(model, batch)
+            held_out = [surface_of(model, other) for other in validation]
+            yield model, surface, surface.point(), batch, held_out
+            optimizer.step()
 
 
 def resnet_cost(num_steps: int) -> str:
     """A line with the cost of the default teleport on ResNet-18 with three tasks."""
-    cost = ResNetCost()
     torch.manual_seed(0)
-    trainer = bare_trainer(max_epochs=1, callbacks=[cost])
-    trainer.fit(Mixin(num_tasks=3), torch.utils.data.DataLoader(Images(num_steps), batch_size=None))
-    seconds = statistics.median(row[0] for row in cost.rows)
-    plain, with_rows = statistics.median(cost.reference.plain), statistics.median(cost.reference.task_gradients)
-    passes = " + ".join(f"{statistics.mean(row[index] for row in cost.rows):.1f}" for index in (1, 2))
+    model, rows, clock = Mixin(num_tasks=3), [], Clock()
+    model.mtl_method = None
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    for batch in Images(num_steps):
+        surface = surface_of(model, batch)
+        start = surface.point()
+        clock.measure(model, surface, batch, start, repetitions=2)
+        origin, grads = surface.position(), surface.grads()
+        rows.append(timed_teleport(settings()[0], surface, model.backbone, start))
+        surface.go_back(origin, grads)
+        optimizer.step()
+    seconds = statistics.median(seconds for _, seconds in rows)
+    plain, with_rows = statistics.median(clock.plain), statistics.median(clock.task_gradients)
+    forwards = statistics.mean(outcome.forwards for outcome, _ in rows)
+    backwards = statistics.mean(outcome.backwards for outcome, _ in rows)
     return (
-        f"ResNet-18, 3 tasks, batch 16, {len(cost.rows)} teleports, {sum(row[3] for row in cost.rows)} accepted:"
-        f" {seconds / plain:.1f} plain steps, {seconds / with_rows:.1f} task-gradient steps, {passes} passes"
+        f"ResNet-18, 3 tasks, batch 16, {len(rows)} teleports, {sum(outcome.accepted for outcome, _ in rows)} accepted:"
+        f" {seconds / plain:.1f} plain steps, {seconds / with_rows:.1f} task-gradient steps,"
+        f" {forwards:.1f} + {backwards:.1f} passes"
         f" (plain {plain * 1e3:.0f} ms, task gradients {with_rows * 1e3:.0f} ms)"
     )
 
 
-def collect(rows: list[Setting], seeds: int, events_per_seed: int) -> tuple[list[Event], list[EventStudy]]:
-    """Train once a seed and try every setting at its events."""
-    studies = []
-    for seed in range(seeds):
-        study = EventStudy(rows, seed, events_per_seed, start=60, gap=40)
-        L.seed_everything(seed, verbose=False)
-        trainer = bare_trainer(max_steps=6000, callbacks=[study], limit_val_batches=0)
-        tasks = ("left", "right", "ink")
-        trainer.fit(DigitsModel(tasks), datamodule=DigitsDataModule(tasks=tasks, shuffle_seed=seed))
-        studies.append(study)
-    return [event for study in studies for event in study.events], studies
-
-
-def summarize(events: list[Event], studies: list[EventStudy]) -> Table:
+def summarize(events: list[Event], clock: Clock) -> Table:
     """One row a setting."""
-    plain = statistics.median(value for study in studies for value in study.reference.plain)
-    with_rows = statistics.median(value for study in studies for value in study.reference.task_gradients)
-    count = sum(len(study.steps) for study in studies)
+    plain, with_rows = statistics.median(clock.plain), statistics.median(clock.task_gradients)
+    places = {(event.seed, event.step) for event in events}
+    seeds = {event.seed for event in events}
     table = Table(
-        title=f"{count} events of dominated conflict, 3 tasks, {len(studies)} seeds",
+        title=f"{len(places)} events of dominated conflict, 3 tasks, {len(seeds)} seeds",
         caption=(
             "Medians of drift (largest relative change of a task loss; held out: on 8 unseen batches) and of the cost;"
-            " means of the rest. A plain step is a forward and a backward pass of the summed loss, here"
+            " means of the rest. A plain step is a forward and a backward pass of the mean loss, here"
             f" {plain * 1e3:.2f} ms; a task-gradient step {with_rows * 1e3:.2f} ms ({with_rows / plain:.2f} plain). The"
             " cost includes the task gradients at the new point, which the update needs in any case."
         ),
@@ -348,14 +323,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/teleport.csv"))
     arguments = parser.parse_args()
     quiet(arguments.threads)
-    events, studies = collect(settings(), arguments.seeds, arguments.events_per_seed)
+    events, clock = collect(settings(), arguments.seeds, arguments.events_per_seed)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with arguments.output.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(vars(events[0])))
         writer.writeheader()
         writer.writerows(vars(event) for event in events)
     console = Console(width=200)
-    console.print(summarize(events, studies))
+    console.print(summarize(events, clock))
     if arguments.resnet_steps:
         console.print(resnet_cost(arguments.resnet_steps))
 

@@ -1,5 +1,7 @@
 """Multi-task learning with symmetry teleportation in PyTorch Lightning."""
 
+from lightning_cost._teleport.report import TeleportReport
+from lightning_cost._teleport.run import Outcome, Teleporter
 from lightning_cost.callback import SymmetryTeleportCallback
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.methods import ScaleInvariant
@@ -12,8 +14,9 @@ from lightning_cost.objectives import (
     Reversed,
     SampledSharpness,
 )
-from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search
-from lightning_cost.teleport import TeleportReport
+from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search, SearchContext
+from lightning_cost.surface import Point, Surface
+from lightning_cost.triggers import Majority, Trigger
 
 __version__ = "0.1.0"
 
@@ -21,15 +24,22 @@ __all__ = [
     "ConflictAlignment",
     "GradientNorm",
     "LevelSetSearch",
+    "Majority",
     "MultiTaskMixin",
     "Objective",
+    "Outcome",
     "PenaltySearch",
+    "Point",
     "RandomDirection",
     "Reversed",
     "SampledSharpness",
     "ScaleInvariant",
     "Search",
+    "SearchContext",
+    "Surface",
     "SymmetryTeleportCallback",
     "TaskGradients",
     "TeleportReport",
+    "Teleporter",
+    "Trigger",
 ]

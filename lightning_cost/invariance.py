@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_cost.gradients import TaskGradients, combine
+from lightning_cost._vectors import combine
+from lightning_cost.gradients import TaskGradients
 
 __all__ = ["Invariance", "LevelSet", "drift", "loss_fluctuation"]
 
@@ -24,7 +25,7 @@ def held_losses(losses: Tensor, invariance: Invariance) -> Tensor:
 
 
 def drift(losses: Tensor, reference: Tensor, invariance: Invariance) -> float:
-    """The largest relative change of a held loss; not a number or infinite if a loss is."""
+    """The largest relative change of a held loss; NaN or infinite if a loss is."""
     held, before = held_losses(losses.cpu().double(), invariance), held_losses(reference.cpu().double(), invariance)
     change = (held - before).abs()
     return float(torch.where(change == 0, 0.0, change / before.abs()).max())

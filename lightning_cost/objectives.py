@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_cost.landscape import Landscape, Point
+from lightning_cost._arguments import check_choice, check_effect, check_integer, check_positive
+from lightning_cost.surface import Point, Surface
 
 __all__ = [
     "ConflictAlignment",
@@ -23,6 +24,8 @@ __all__ = [
 
 Derivative = Literal["finite_difference", "double_backward"]
 
+_EPSILON = 5e-3
+
 
 class Objective(ABC):
     """Something to increase while the task losses stay as they are.
@@ -34,13 +37,13 @@ class Objective(ABC):
     uses_task_gradients: bool = True
     """Whether :meth:`value_and_gradient` reads the task gradients of the point that it is given."""
 
-    def begin(self, landscape: Landscape, start: Point) -> None:
+    def begin(self, surface: Surface, start: Point) -> None:
         """Prepare for a teleport from ``start``. Called once a teleport, before anything else."""
         return
 
     @abstractmethod
-    def value(self, landscape: Landscape, point: Point) -> float | None:
-        """The objective at ``point``, where the landscape is; larger is better.
+    def value(self, surface: Surface, point: Point) -> float | None:
+        """The objective at ``point``, where the surface is; larger is better.
 
         Called at the start and at candidates, whose task gradients are always known.
         """
@@ -50,10 +53,10 @@ class Objective(ABC):
         return math.inf
 
     @abstractmethod
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float | None, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float | None, Tensor]:
         """The objective at ``point`` and its gradient with respect to the shared parameters, shape ``(P,)``.
 
-        The landscape is at ``point``, and must be there again on return.
+        The surface is at ``point``, and must be there again on return.
         """
 
     def __repr__(self) -> str:
@@ -76,10 +79,11 @@ class ConflictAlignment(Objective):
     """
 
     def __init__(
-        self, derivative: Derivative = "finite_difference", epsilon: float = 5e-3, target: float = 0.2
+        self, derivative: Derivative = "finite_difference", epsilon: float = _EPSILON, target: float = 0.2
     ) -> None:
-        self.derivative = _checked_derivative(derivative)
-        self.epsilon = _checked_positive("epsilon", epsilon)
+        _check_derivative(derivative, epsilon)
+        self.derivative = derivative
+        self.epsilon = epsilon
         if not -1 < target <= 1:
             raise ValueError(f"`target` must be in (-1, 1]; got {target!r}.")
         self.target = target
@@ -88,7 +92,7 @@ class ConflictAlignment(Objective):
         """The target, or a little more than the cosine already is."""
         return max(self.target, value + 0.1)
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
         """See :meth:`Objective.value_and_gradient`. Two forward and backward passes a batch with finite differences."""
         gradients = point.gradients
         worst = int(gradients.cosines.argmin())
@@ -105,15 +109,15 @@ class ConflictAlignment(Objective):
         only_worst = torch.zeros(num_tasks, dtype=mean.dtype)
         only_worst[worst] = 1.0
         if self.derivative == "double_backward":
-            products = landscape.hessian_vector_products([average, only_worst], [by_mean, by_task])
+            products = surface.hessian_vector_products([average, only_worst], [by_mean, by_task])
         else:
             products = [
-                _hessian_vector(landscape, average, mean, by_mean, self.epsilon),
-                _hessian_vector(landscape, only_worst, task, by_task, self.epsilon),
+                _hessian_vector(surface, average, mean, by_mean, self.epsilon),
+                _hessian_vector(surface, only_worst, task, by_task, self.epsilon),
             ]
         return float(cosine), products[0].add_(products[1])
 
-    def value(self, landscape: Landscape, point: Point) -> float:
+    def value(self, surface: Surface, point: Point) -> float:
         """The smallest cosine, in [-1, 1]."""
         return float(point.gradients.cosines.min())
 
@@ -131,11 +135,12 @@ class GradientNorm(Objective):
         epsilon: See :class:`ConflictAlignment`.
     """
 
-    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = 5e-3) -> None:
-        self.derivative = _checked_derivative(derivative)
-        self.epsilon = _checked_positive("epsilon", epsilon)
+    def __init__(self, derivative: Derivative = "finite_difference", epsilon: float = _EPSILON) -> None:
+        _check_derivative(derivative, epsilon)
+        self.derivative = derivative
+        self.epsilon = epsilon
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
         """See :meth:`Objective.value_and_gradient`. One Hessian-vector product: :math:`H_0 g_0 / |g_0|`."""
         mean = point.gradients.mean
         norm = mean.norm()
@@ -144,10 +149,10 @@ class GradientNorm(Objective):
         num_tasks = len(point.gradients.names)
         average = torch.full((num_tasks,), 1 / num_tasks, dtype=mean.dtype)
         if self.derivative == "double_backward":
-            return float(norm), landscape.hessian_vector_products([average], [mean / norm])[0]
-        return float(norm), _hessian_vector(landscape, average, mean, mean / norm, self.epsilon)
+            return float(norm), surface.hessian_vector_products([average], [mean / norm])[0]
+        return float(norm), _hessian_vector(surface, average, mean, mean / norm, self.epsilon)
 
-    def value(self, landscape: Landscape, point: Point) -> float:
+    def value(self, surface: Surface, point: Point) -> float:
         """The norm of the mean gradient."""
         return float(point.gradients.mean_norm)
 
@@ -179,39 +184,38 @@ class SampledSharpness(Objective):
     def __init__(self, form: Literal["loss", "difference"] = "loss", samples: int = 5, radius: float = 0.05) -> None:
         if form not in ("loss", "difference"):
             raise ValueError(f"`form` must be 'loss' (Eq. 9) or 'difference' (Eq. 8); got {form!r}.")
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"`samples` must be an integer of at least 1; got {samples!r}.")
+        check_integer("samples", samples, 1)
         self.form = form
         self.samples = samples
-        self.radius = _checked_positive("radius", radius)
+        self.radius = check_positive("radius", radius)
         self._weights: Tensor | None = None
         self._noises: list[Tensor] = []
 
-    def begin(self, landscape: Landscape, start: Point) -> None:
+    def begin(self, surface: Surface, start: Point) -> None:
         """Fix the weights :math:`R_i`, and the random points on which values before and after are compared."""
         self._weights = balance_weights(start.gradients.norms)
-        self._noises = self._sample(landscape)
+        self._noises = self._sample(surface)
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
         """See :meth:`Objective.value_and_gradient`, at fresh random points.
 
         As many forward passes a batch as samples, then one forward and backward pass, or two for the difference.
         """
-        weights, noises = self._normalized_weights(), self._sample(landscape)
-        values = self._values(landscape, point, noises)
+        weights, noises = self._normalized_weights(), self._sample(surface)
+        values = self._values(surface, point, noises)
         best = max(range(self.samples), key=lambda j: abs(values[j]))
-        with landscape.displaced(noises[best]):
-            gradient = landscape.gradient(weights)[1]
+        with surface.displaced(noises[best]):
+            gradient = surface.gradient(weights)[1]
         if self.form == "difference":
-            gradient = gradient - landscape.gradient(weights)[1]
+            gradient = gradient - surface.gradient(weights)[1]
         return abs(values[best]), gradient * math.copysign(1.0, values[best])
 
-    def value(self, landscape: Landscape, point: Point) -> float:
+    def value(self, surface: Surface, point: Point) -> float:
         """The sharpness at random points that are the same ones for the whole teleport."""
-        return max(abs(value) for value in self._values(landscape, point, self._noises))
+        return max(abs(value) for value in self._values(surface, point, self._noises))
 
-    def _sample(self, landscape: Landscape) -> list[Tensor]:
-        noises = [landscape.standard_normal() for _ in range(self.samples)]
+    def _sample(self, surface: Surface) -> list[Tensor]:
+        noises = [surface.standard_normal() for _ in range(self.samples)]
         return [noise * (self.radius / noise.norm()) for noise in noises]
 
     def _normalized_weights(self) -> Tensor:
@@ -219,13 +223,13 @@ class SampledSharpness(Objective):
             raise RuntimeError("`begin` must be called first.")
         return self._weights / len(self._weights)
 
-    def _values(self, landscape: Landscape, point: Point, noises: list[Tensor]) -> list[float]:
+    def _values(self, surface: Surface, point: Point, noises: list[Tensor]) -> list[float]:
         weights = self._normalized_weights()
         reference = float(weights @ point.losses.to(weights)) if self.form == "difference" else 0.0
         values = []
         for noise in noises:
-            with landscape.displaced(noise):
-                values.append(float(weights @ landscape.losses().to(weights)) - reference)
+            with surface.displaced(noise):
+                values.append(float(weights @ surface.losses().to(weights)) - reference)
         return values
 
     def __repr__(self) -> str:
@@ -240,13 +244,13 @@ class RandomDirection(Objective):
 
     uses_task_gradients = False
 
-    def value(self, landscape: Landscape, point: Point) -> None:
+    def value(self, surface: Surface, point: Point) -> None:
         """Nothing needs to grow."""
         return
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[None, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[None, Tensor]:
         """A standard normal vector."""
-        return None, landscape.standard_normal()
+        return None, surface.standard_normal()
 
 
 class Reversed(Objective):
@@ -262,22 +266,22 @@ class Reversed(Objective):
         self.objective = objective
         self.uses_task_gradients = objective.uses_task_gradients
 
-    def begin(self, landscape: Landscape, start: Point) -> None:
+    def begin(self, surface: Surface, start: Point) -> None:
         """Prepare the objective that is reversed."""
-        self.objective.begin(landscape, start)
+        self.objective.begin(surface, start)
 
-    def value(self, landscape: Landscape, point: Point) -> float | None:
+    def value(self, surface: Surface, point: Point) -> float | None:
         """The negative value."""
-        value = self.objective.value(landscape, point)
+        value = self.objective.value(surface, point)
         return None if value is None else -value
 
     def aim(self, value: float) -> float:
         """As large a change as the objective would aim at."""
         return value + self.objective.aim(-value) + value
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float | None, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float | None, Tensor]:
         """The negative value and gradient."""
-        value, gradient = self.objective.value_and_gradient(landscape, point)
+        value, gradient = self.objective.value_and_gradient(surface, point)
         return None if value is None else -value, -gradient
 
     def __repr__(self) -> str:
@@ -307,23 +311,18 @@ def balance_weights(norms: Tensor) -> Tensor:
     return (len(norms) * torch.softmax(ratios, dim=0)).to(norms.dtype)
 
 
-def _hessian_vector(landscape: Landscape, weights: Tensor, gradient: Tensor, vector: Tensor, epsilon: float) -> Tensor:
+def _hessian_vector(surface: Surface, weights: Tensor, gradient: Tensor, vector: Tensor, epsilon: float) -> Tensor:
     norm = float(vector.norm())
     if norm == 0:
         return torch.zeros_like(vector)
-    length = epsilon * max(landscape.norm(), epsilon)
-    with landscape.displaced(vector, length / norm):
-        moved = landscape.gradient(weights)[1]
+    length = epsilon * max(surface.norm(), epsilon)
+    with surface.displaced(vector, length / norm):
+        moved = surface.gradient(weights)[1]
     return moved.sub_(gradient).mul_(norm / length)
 
 
-def _checked_derivative(derivative: Derivative) -> Derivative:
-    if derivative not in get_args(Derivative):
-        raise ValueError(f"`derivative` must be one of {list(get_args(Derivative))}; got {derivative!r}.")
-    return derivative
-
-
-def _checked_positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
-    return value
+def _check_derivative(derivative: Derivative, epsilon: float) -> None:
+    check_choice("derivative", derivative, get_args(Derivative))
+    check_positive("epsilon", epsilon)
+    if derivative == "double_backward":
+        check_effect("epsilon", epsilon, _EPSILON, "with `derivative='double_backward'`")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_cost.teleport import TeleportReport
+from lightning_cost._teleport.report import TeleportReport
 
 try:
     from matplotlib.axes import Axes

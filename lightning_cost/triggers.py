@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from lightning_cost._arguments import check_integer
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["TRIGGERS", "Majority", "Schedule", "Trigger", "any_conflict", "dominated_conflict", "weak_conflict"]
@@ -90,10 +91,10 @@ class Schedule:
     check_every_n_steps: int = 1
 
     def __post_init__(self) -> None:
-        _check_integer("start_epoch", self.start_epoch, 0)
-        _check_integer("check_every_n_steps", self.check_every_n_steps, 1)
+        check_integer("start_epoch", self.start_epoch, 0)
+        check_integer("check_every_n_steps", self.check_every_n_steps, 1)
         if self.max_per_epoch is not None:
-            _check_integer("max_per_epoch", self.max_per_epoch, 1)
+            check_integer("max_per_epoch", self.max_per_epoch, 1)
 
     def due(self, epoch: int, step: int, tried: int) -> bool:
         """Whether to check at optimizer step ``step`` of epoch ``epoch``, with ``tried`` teleports so far in it."""
@@ -102,8 +103,3 @@ class Schedule:
             and step % self.check_every_n_steps == 0
             and (self.max_per_epoch is None or tried < self.max_per_epoch)
         )
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}; got {value!r}.")

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,8 +26,15 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
-from lightning_cost import SymmetryTeleportCallback
-from lightning_cost.adapters import PeftAdapter, check_config, low_rank, matrix_parameters, reachable_layers
+from lightning_cost import PenaltySearch
+from lightning_cost.searches._adapters import (
+    PeftAdapter,
+    check_config,
+    is_target,
+    low_rank,
+    matrix_parameters,
+    reachable_layers,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,7 +62,7 @@ def shared_of(module: nn.Module) -> list[Parameter]:
 
 
 def adapt(module: nn.Module, config: PeftConfig, seed: int = 0) -> PeftAdapter:
-    return PeftAdapter([("backbone", module)], shared_of(module), config, generator(seed))
+    return PeftAdapter({"backbone": module}, shared_of(module), config, generator(seed))
 
 
 def randomize(adapter: PeftAdapter) -> None:
@@ -90,8 +98,8 @@ REACH: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]], int, int]
 def test_what_adapters_reach(name: str) -> None:
     make, shapes, lora, others = REACH[name]
     module = make()
-    modules, shared = [("backbone", module)], shared_of(module)
-    found = matrix_parameters(modules, shared, LoraConfig(r=2))
+    modules, shared = {"backbone": module}, shared_of(module)
+    found = matrix_parameters(modules, shared, partial(is_target, LoraConfig(r=2)))
     assert [tuple(parameter.shape) for parameter in found] == shapes
     assert all(any(parameter is candidate for candidate in shared) for parameter in found)
     for config, count in ((LoraConfig(r=2), lora), (LoHaConfig(r=2), others), (LoKrConfig(r=2), others)):
@@ -106,8 +114,8 @@ def test_a_weight_that_two_layers_share_is_reached_once() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Embedding(4, 4))
     module[1].weight = module[0].weight
     module[2].weight = module[0].weight
-    modules, shared = [("backbone", module)], shared_of(module)
-    assert matrix_parameters(modules, shared, LoraConfig(r=2)) == [module[0].weight]
+    modules, shared = {"backbone": module}, shared_of(module)
+    assert matrix_parameters(modules, shared, partial(is_target, LoraConfig(r=2))) == [module[0].weight]
     assert reachable_layers(modules, shared, LoraConfig(r=2)) == [module[0]]
     adapter = adapt(module, LoraConfig(r=2))
     assert len(adapter.parameters) == 2
@@ -118,8 +126,8 @@ def test_a_weight_that_two_layers_share_is_reached_once() -> None:
 
 def test_only_shared_weights_are_reached() -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    modules, shared = [("backbone", module)], [module[1].weight]
-    assert matrix_parameters(modules, shared, LoraConfig(r=2)) == shared
+    modules, shared = {"backbone": module}, [module[1].weight]
+    assert matrix_parameters(modules, shared, partial(is_target, LoraConfig(r=2))) == shared
     assert reachable_layers(modules, shared, LoraConfig(r=2)) == [module[1]]
     adapter = PeftAdapter(modules, shared, LoraConfig(r=2), generator())
     assert adapter.change().shape == (6,)
@@ -154,9 +162,9 @@ class Net(nn.Module):
 )
 def test_target_modules_choose_among_the_layers(settings: dict[str, Any], peft: int, aligned: int) -> None:
     net, config = Net(), LoraConfig(r=2, **settings)
-    modules, shared = [("backbone", net)], shared_of(net)
+    modules, shared = {"backbone": net}, shared_of(net)
     assert len(reachable_layers(modules, shared, config)) == peft
-    assert len(matrix_parameters(modules, shared, config)) == aligned
+    assert len(matrix_parameters(modules, shared, partial(is_target, config))) == aligned
     if peft:
         before = config.to_dict()
         assert len(adapt(net, config).parameters) == 2 * peft
@@ -167,14 +175,14 @@ def test_a_shared_module_may_be_a_layer_itself() -> None:
     layer = nn.Linear(6, 8)
     for targets in (None, ["backbone"], "backbone", "all-linear"):
         config = LoraConfig(r=2, target_modules=targets)
-        assert reachable_layers([("backbone", layer)], shared_of(layer), config) == [layer]
-        assert matrix_parameters([("backbone", layer)], shared_of(layer), config) == [layer.weight]
+        assert reachable_layers({"backbone": layer}, shared_of(layer), config) == [layer]
+        assert matrix_parameters({"backbone": layer}, shared_of(layer), partial(is_target, config)) == [layer.weight]
     assert adapt(layer, LoraConfig(r=2)).change().shape == (8 * 6 + 8,)
 
 
 def test_several_shared_modules_are_told_apart_by_name() -> None:
     first, second = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(4, 5))
-    modules = [("encoder", first), ("decoder", second)]
+    modules = {"encoder": first, "decoder": second}
     shared = [*shared_of(first), *shared_of(second)]
     config = LoraConfig(r=2, target_modules=["decoder.0"])
     assert reachable_layers(modules, shared, config) == [second[0]]
@@ -221,7 +229,7 @@ def test_adapters_that_are_no_plain_weight_change_are_refused(config: Any, messa
     with pytest.raises(ValueError, match=f"`adapter` {message}"):
         check_config(config)
     with pytest.raises(ValueError, match=f"`adapter` {message}"):
-        SymmetryTeleportCallback(adapter=config)
+        PenaltySearch(adapter=config)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +392,7 @@ def test_a_failing_injection_leaves_the_model_untouched(monkeypatch: pytest.Monk
     modules = dict(model.named_modules())
     required = [p.requires_grad for p in model.parameters()]
     rng = torch.get_rng_state()
-    monkeypatch.setattr("lightning_cost.adapters.inject_adapter_in_model", fail)
+    monkeypatch.setattr("lightning_cost.searches._adapters.inject_adapter_in_model", fail)
     with pytest.raises(KeyboardInterrupt):
         adapt(model, LoraConfig(r=2))
     assert torch.equal(torch.get_rng_state(), rng)
@@ -402,7 +410,7 @@ def test_the_generator_decides_how_an_adapter_begins(monkeypatch: pytest.MonkeyP
     assert not torch.equal(first[0], other[0])
     shared = generator()
     layer = nn.Linear(6, 8)
-    twice = [PeftAdapter([("b", layer)], shared_of(layer), LoraConfig(r=2), shared).parameters[0] for _ in range(2)]
+    twice = [PeftAdapter({"b": layer}, shared_of(layer), LoraConfig(r=2), shared).parameters[0] for _ in range(2)]
     assert not torch.equal(*twice)
 
     def forbidden(seed: int) -> None:

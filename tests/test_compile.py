@@ -108,7 +108,7 @@ def test_layers_keep_the_names_by_which_an_adapter_targets_them() -> None:
     module, reference = replaced(Deep(), "eager"), Deep()
     for net in (module, reference):
         config = LoraConfig(r=2, target_modules=r"backbone\.2")
-        fit(net, make_batches(3), callbacks=[teleporter(adapter=config, search=PenaltySearch(steps=2))])
+        fit(net, make_batches(3), callbacks=[teleporter(search=PenaltySearch(config, steps=2))])
     assert torch.equal(values_of(module), values_of(reference))
 
 
@@ -170,7 +170,7 @@ class Validated(Deep):
 @of_the_backbone
 def test_teleports_compile_the_backbone_once(compiled: Any, search: Any) -> None:
     counter = CompileCounterWithBackend("eager")
-    counts, teleport = Counts(counter), teleporter(search=search, check_every_n_steps=2, num_batches=2)
+    counts, teleport = Counts(counter), teleporter(search=search, check_every_n_steps=2)
     settings = {"max_epochs": 2, "accumulate_grad_batches": 2, "num_sanity_val_steps": 0}
     fit(compiled(Validated(UPGrad()), counter), make_batches(4), callbacks=[teleport, counts], **settings)
     assert len(teleport.reports) == 2

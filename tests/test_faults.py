@@ -31,8 +31,8 @@ from lightning_cost import (
     SymmetryTeleportCallback,
     TaskGradients,
 )
-from lightning_cost.adapters import PeftAdapter
-from lightning_cost.landscape import Landscape
+from lightning_cost.searches._adapters import PeftAdapter
+from lightning_cost.surface import Surface
 from tests.support.nets import Net, fit, make_batches
 from tests.support.teleporting import NoisyNet, always, assert_same, final_state, snapshot, teleporter
 
@@ -87,7 +87,6 @@ class Fault:
             "num_elements",
             "row_dtype",
             "gradients",
-            "shared",
         }
     )
     codes: frozenset[CodeType] = frozenset(function.__code__ for function in others)
@@ -135,7 +134,8 @@ class Fault:
 
 def protected(place: Place) -> bool:
     """What undoes things on the way out cannot undo a fault of its own."""
-    return {"preserved_rng", "_silent_logging", "without_trace"}.isdisjoint(place) and place[:2] != ("leave", "run")
+    undoing = {"preserved_rng", "_silent_logging", "preserved", "without_trace"}
+    return undoing.isdisjoint(place) and place != ("leave", "run", "teleport")
 
 
 class Battered(SymmetryTeleportCallback):
@@ -148,7 +148,7 @@ class Battered(SymmetryTeleportCallback):
         if trainer.global_step != STRUCK_STEP:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
             return
-        due, generator = self._due, self._generator.get_state()
+        generator = self._generator.get_state()
         before = everything(trainer, pl_module)
         for fault in self.faults:
             assert fault.error is not None
@@ -161,41 +161,40 @@ class Battered(SymmetryTeleportCallback):
             assert not report.accepted
             assert report.reason == f"{type(fault.error).__name__}: {fault.error}"
             assert report.losses_after == report.losses_before
-            self._due = due
             self._generator.set_state(generator)
         with Fault() as watch:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self.passed = watch.places
 
 
-def battered(settings: dict[str, Any], faults: list[Fault]) -> tuple[Battered, dict[str, Any]]:
+def battered(settings: dict[str, Any], accumulated: int, faults: list[Fault]) -> tuple[Battered, dict[str, Any]]:
     callback = Battered(trigger=always, start_epoch=0, **settings)
     callback.faults = faults
     torch.manual_seed(0)
     module = NoisyNet(UPGrad())
     module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
-    trainer = fit(module, make_batches(5), callbacks=[callback])
+    batches = make_batches(5 * accumulated)
+    trainer = fit(module, batches, callbacks=[callback], accumulate_grad_batches=accumulated)
     return callback, final_state(module, trainer)
 
 
-BATTERED = {
-    "level set, 2 batches": {"num_batches": 2},
-    "level set, double backward": {"objective": ConflictAlignment(derivative="double_backward")},
-    "penalty, sharpness, 2 batches": {
-        "search": PenaltySearch(steps=1, lr=1e-2),
-        "objective": SampledSharpness(samples=1),
-        "num_batches": 2,
-    },
+BATTERED: dict[str, tuple[dict[str, Any], int]] = {
+    "level set, 2 micro-batches": ({}, 2),
+    "level set, double backward": ({"objective": ConflictAlignment(derivative="double_backward")}, 1),
+    "penalty, sharpness, 2 micro-batches": (
+        {"search": PenaltySearch(steps=1, lr=1e-2), "objective": SampledSharpness(samples=1)},
+        2,
+    ),
 }
 
 
-@pytest.mark.parametrize("settings", BATTERED.values(), ids=BATTERED)
-def test_a_fault_in_any_part_leaves_everything_as_it_was(settings: dict[str, Any]) -> None:
-    undisturbed, expected = battered(settings, [])
+@pytest.mark.parametrize(("settings", "accumulated"), BATTERED.values(), ids=BATTERED)
+def test_a_fault_in_any_part_leaves_everything_as_it_was(settings: dict[str, Any], accumulated: int) -> None:
+    undisturbed, expected = battered(settings, accumulated, [])
     assert undisturbed.reports[STRUCK_STEP].accepted
     faults = [Fault(place, RuntimeError("fault")) for place in undisturbed.passed if protected(place)]
     assert len(faults) > 100
-    _, state = battered(settings, faults)
+    _, state = battered(settings, accumulated, faults)
     assert_same(state, expected)
 
 
@@ -246,15 +245,16 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("settings", "evaluation"), zip(BATTERED.values(), (4, 1, 7), strict=True), ids=BATTERED)
+@pytest.mark.parametrize(("battery", "evaluation"), zip(BATTERED.values(), (4, 1, 7), strict=True), ids=BATTERED)
 @pytest.mark.parametrize(("fault", "raised"), FAULTS.values(), ids=FAULTS)
 @pytest.mark.usefixtures("interruptible")
 def test_training_goes_on_after_a_fault(
-    fault: BaseException, raised: Any, settings: dict[str, Any], evaluation: int
+    fault: BaseException, raised: Any, battery: tuple[dict[str, Any], int], evaluation: int
 ) -> None:
+    settings, accumulated = battery
     module, observer, callback = FragileNet(fault, evaluation), Observer(), teleporter(**settings)
     with pytest.raises(raised):
-        fit(module, make_batches(20), callbacks=[observer, callback])
+        fit(module, make_batches(20), callbacks=[observer, callback], accumulate_grad_batches=accumulated)
     step, before = max(observer.states.items())
     after = {**snapshot(module), "random": before["random"]}
     # Lightning has freed the optimizer by now.
@@ -270,25 +270,28 @@ def test_training_goes_on_after_a_fault(
 
 
 @pytest.mark.parametrize(
-    ("settings", "evaluations"),
+    ("settings", "accumulated", "evaluations"),
     [
-        ({}, 4),
-        ({"num_batches": 2}, 11),
-        ({"objective": RandomDirection(), "num_batches": 2}, 7),
-        (BATTERED["level set, double backward"], 3),
-        (BATTERED["penalty, sharpness, 2 batches"], 11),
+        ({}, 1, 4),
+        ({}, 2, 8),
+        ({"objective": RandomDirection(), "search": LevelSetSearch(backtracks=0)}, 2, 6),
+        (*BATTERED["level set, double backward"], 3),
+        (*BATTERED["penalty, sharpness, 2 micro-batches"], 11),
     ],
 )
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")])
-def test_losses_that_are_not_finite_are_refused(settings: dict[str, Any], evaluations: int, fault: float) -> None:
+def test_losses_that_are_not_finite_are_refused(
+    settings: dict[str, Any], accumulated: int, evaluations: int, fault: float
+) -> None:
     """Each evaluation of a teleport in its turn."""
     refused = 0
-    batches = make_batches(STRUCK_STEP + 2)
+    steps = STRUCK_STEP + 2
+    batches = make_batches(steps * accumulated)
     for evaluation in range(1, evaluations + 1, 1 + (evaluations > 5)):
         module, callback = FragileNet(fault, evaluation), teleporter(**settings)
         before, after = Observer(), Observer()
-        trainer = fit(module, batches, callbacks=[before, callback, after])
-        assert trainer.global_step == len(batches)
+        trainer = fit(module, batches, callbacks=[before, callback, after], accumulate_grad_batches=accumulated)
+        assert trainer.global_step == steps
         assert module.struck
         for report in callback.reports:
             finite = all(map(math.isfinite, report.losses_after.values()))
@@ -326,28 +329,28 @@ def test_a_fault_in_the_trigger_leaves_everything_as_it_was() -> None:
 
 
 class Broken(ConflictAlignment):
-    """Fails once, in a part of it, after the landscape has moved."""
+    """Fails once, in a part of it, after the surface has moved."""
 
     def __init__(self, part: str, call: int) -> None:
         super().__init__()
         self.part, self.countdown = part, call
 
-    def strike(self, part: str, landscape: Landscape) -> None:
+    def strike(self, part: str, surface: Surface) -> None:
         self.countdown -= part == self.part
         if self.countdown == 0 and part == self.part:
-            landscape.move_by(landscape.standard_normal())
+            surface.move_by(surface.standard_normal())
             raise RuntimeError("fault")
 
-    def begin(self, landscape: Landscape, start: Any) -> None:
-        self.strike("begin", landscape)
+    def begin(self, surface: Surface, start: Any) -> None:
+        self.strike("begin", surface)
 
-    def value(self, landscape: Landscape, point: Any) -> float:
-        self.strike("value", landscape)
-        return super().value(landscape, point)
+    def value(self, surface: Surface, point: Any) -> float:
+        self.strike("value", surface)
+        return super().value(surface, point)
 
-    def value_and_gradient(self, landscape: Landscape, point: Any) -> tuple[float, Tensor]:
-        self.strike("value_and_gradient", landscape)
-        return super().value_and_gradient(landscape, point)
+    def value_and_gradient(self, surface: Surface, point: Any) -> tuple[float, Tensor]:
+        self.strike("value_and_gradient", surface)
+        return super().value_and_gradient(surface, point)
 
 
 @pytest.mark.parametrize("search", [LevelSetSearch(), PenaltySearch(steps=2, lr=1e-2)], ids=["level set", "penalty"])

@@ -13,6 +13,7 @@ from torchjd.aggregation import Mean, Sum, UPGrad
 from torchjd.scalarization import UW, Constant
 
 from lightning_cost import MultiTaskMixin, TaskGradients
+from lightning_cost._training.shared import shared_modules, shared_parameters
 from tests.support.nets import TASKS, Net, fit, make_batches, make_mlp
 
 # --- Figures of a matrix ---------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ class Watched(MultiTaskMixin):
         return self.by_task
 
     def backward(self, loss, *args, **kwargs):
-        shared, rows = self.shared_parameters(), []
+        shared, rows = shared_parameters(self), []
         for task_loss in self.by_task.values():
             pieces = torch.autograd.grad(task_loss, shared, retain_graph=True, allow_unused=True)
             pieces = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(shared, pieces, strict=True)]
@@ -437,9 +438,9 @@ def test_rows_of_several_modules_by_dotted_paths():
     module = BackboneNet(make_mlp(5, 6, 6, 4), shared_module=["backbone.4", "backbone.0", "backbone.4"])
     fit(module, make_batches(4))
     assert_rows(module, steps=4)
-    assert [path for path, _ in module.shared_modules()] == ["backbone.4", "backbone.0", "backbone.4"]
+    assert list(shared_modules(module)) == ["backbone.4", "backbone.0"]
     shared = [*module.backbone[4].parameters(), *module.backbone[0].parameters()]
-    assert list(map(id, module.shared_parameters())) == list(map(id, shared))
+    assert list(map(id, shared_parameters(module))) == list(map(id, shared))
     assert module.actual[0].shape == (3, 6 * 4 + 4 + 5 * 6 + 6)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
@@ -18,10 +17,10 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_cost import PenaltySearch, SymmetryTeleportCallback
-from lightning_cost.history import HISTORY_MODES, HistoryReuse, modulate
+from lightning_cost._teleport.optimizer_state import HISTORY_MODES, HistoryReuse, modulate
+from lightning_cost._teleport.run import trajectory_similarity
 from lightning_cost.objectives import RandomDirection
 from lightning_cost.searches import Search, SearchContext
-from lightning_cost.teleport import trajectory_similarity
 from tests.support.problems import Problem, jacobian, loss_function, mlp_batch, mlp_problem, trainer
 
 MakeOptimizer = Callable[[Any], Optimizer]
@@ -282,7 +281,9 @@ def test_unknown_optimizers_are_refused_unless_everything_is_kept(kind: type[Opt
     optimizer = kind([Parameter(torch.ones(2))], lr=0.1)
     HistoryReuse("keep").check(optimizer)
     for mode in ("paper", "momentum", "reset"):
-        with pytest.raises(ValueError, match=rf"`history='{mode}'` knows .* got {kind.__name__}.*`history='keep'`"):
+        with pytest.raises(
+            MisconfigurationException, match=rf"`history='{mode}'` knows .* got {kind.__name__}.*`history='keep'`"
+        ):
             HistoryReuse(mode).check(optimizer)  # type: ignore[arg-type]
 
 
@@ -396,15 +397,13 @@ class Shift(Search):
     def candidates(self, context: SearchContext) -> Iterator[None]:
         cosine = self.cosines[len(self.moves) % len(self.cosines)]
         uphill = nn.functional.normalize(context.start.gradients.mean, dim=0)
-        noise = context.landscape.standard_normal()
+        noise = context.surface.standard_normal()
         across = nn.functional.normalize(noise - (noise @ uphill) * uphill, dim=0)
         self.moves.append(0.1 * (cosine * uphill + math.sqrt(1 - cosine**2) * across))
-        context.landscape.move_to(context.landscape.position() + self.moves[-1])
+        context.surface.move_to(context.surface.position() + self.moves[-1])
         yield
 
-    def reach(
-        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
-    ) -> Sequence[Parameter]:
+    def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
         return shared
 
 

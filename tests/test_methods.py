@@ -27,7 +27,7 @@ from torchjd.aggregation import (
 from torchjd.scalarization import COSMOS, DWA, FAMO, IMTLL, STCH, UW, GeometricMean, Random, Scalarizer
 
 from lightning_cost import ScaleInvariant
-from lightning_cost.memory import move_constants, state_of
+from lightning_cost._training.method_state import _move_constants, state_of
 from tests.support.nets import Net, Seeds, fit, make_batches
 from tests.support.resumed_run import REMEMBERING
 from tests.support.teleporting import NoisyNet, assert_same, teleporter
@@ -186,10 +186,10 @@ class Losses(L.Callback):
         method.update = recorded
 
 
-@pytest.mark.parametrize(("accumulated", "num_batches"), [(1, 1), (1, 2), (2, 1)])
-def test_famo_compares_with_the_point_that_a_teleport_led_to(accumulated: int, num_batches: int) -> None:
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_famo_compares_with_the_point_that_a_teleport_led_to(accumulated: int) -> None:
     method, batches = FAMO(3), make_batches(6)
-    seen, callback, module = Losses(method), teleporter(num_batches=num_batches), Net(method)
+    seen, callback, module = Losses(method), teleporter(), Net(method)
     points: list[Tensor] = []
 
     class Point(L.Callback):
@@ -279,7 +279,9 @@ def test_losses_that_a_gradient_scaler_skips_are_not_remembered(bad: float) -> N
 def test_parameters_that_no_optimizer_has_are_named(method: Any, names: str) -> None:
     module = Net(method(3))
     module.make_optimizer = lambda parameters: torch.optim.SGD(module.backbone.parameters(), lr=0.1)
-    with pytest.raises(MisconfigurationException, match=f"{names}, which no optimizer has. Pass `self.parameters"):
+    with pytest.raises(
+        MisconfigurationException, match=f"learns {names}, but no optimizer has it. Pass `self.parameters"
+    ):
         fit(module, make_batches(1))
 
 
@@ -290,7 +292,9 @@ def test_methods_that_need_two_batches_a_step_are_refused(weighting: Any) -> Non
 
 
 def test_famo_refuses_losses_below_their_bounds() -> None:
-    with pytest.raises(ValueError, match=r"above its `min_losses`, \[5.0, 0.0, 0.0\] for the tasks \['left', 'right'"):
+    with pytest.raises(
+        ValueError, match=r"its `min_losses`, which are \[5.0, 0.0, 0.0\] for the tasks \['left', 'right'"
+    ):
         fit(Net(FAMO(3, min_losses=torch.tensor([5.0, 0, 0]))), make_batches(1))
 
 
@@ -325,7 +329,7 @@ def test_a_state_that_is_not_known_is_no_silent_loss() -> None:
             self.count = state["count"]
 
     for method in (Unknown(), Extended()):
-        with pytest.warns(UserWarning, match=f"What {type(method).__name__} remembers from step to step is unknown"):
+        with pytest.warns(UserWarning, match=f"does not know what {type(method).__name__} remembers from step to step"):
             fit(Net(method), make_batches(1))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="What Saved remembers")
@@ -335,7 +339,7 @@ def test_a_state_that_is_not_known_is_no_silent_loss() -> None:
 def test_constants_of_a_method_follow_the_module() -> None:
     """A user cannot know the device in ``__init__``."""
     method = nn.ModuleList([STCH(0.5, weights=torch.ones(3)), COSMOS(1.0, torch.ones(3))])
-    move_constants(method, torch.device("meta"))
+    _move_constants(method, torch.device("meta"))
     assert all(part.weights.is_meta for part in method)
 
 

@@ -18,6 +18,7 @@ from torchjd.aggregation import UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from lightning_cost import MultiTaskMixin
+from lightning_cost._training.engine import engine_of
 from tests.support.nets import TASKS, Net, PlainNet, fit, make_batches, make_mlp
 
 
@@ -437,7 +438,7 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
     class Validated(Net):
         def on_train_batch_start(self, batch, batch_idx):
             if batch_idx < 4:
-                self.record_batches()
+                engine_of(self).step.wants_batches = True
 
         def validation_step(self, batch, batch_idx):
             return self.training_step(batch, batch_idx)
@@ -446,8 +447,8 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
             return DataLoader(make_batches(2, seed=1), batch_size=None)
 
         def on_before_optimizer_step(self, optimizer):
-            recorded.append([record.batch_idx for record in self.recorded_batches])
-            values.extend(record.losses for record in self.recorded_batches)
+            recorded.append([record.batch_idx for record in engine_of(self).step.batches])
+            values.extend(record.losses for record in engine_of(self).step.batches)
             super().on_before_optimizer_step(optimizer)
 
     recorded, values, batches = [], [], make_batches(8)
@@ -482,10 +483,10 @@ def test_task_losses_and_their_scalarization_are_logged():
         (lambda losses: losses | {"ink": None}, ValueError, "'ink' must be a scalar tensor; got type NoneType"),
         (lambda losses: losses | {"left": losses["left"] * torch.nan}, ValueError, "task 'left' is not finite.*nan"),
         (lambda losses: losses | {"ink": losses["ink"] / 0}, ValueError, "task 'ink' is not finite: {'ink': inf}"),
-        (lambda losses: {}, TypeError, r"dictionary of one scalar tensor a task.*got \{\}"),
-        (lambda losses: list(losses.values()), TypeError, r"dictionary of one scalar tensor a task.*got \["),
-        (lambda losses: sum(losses.values()), TypeError, "dictionary of one scalar tensor a task.*got tensor"),
-        (lambda losses: None, TypeError, "dictionary of one scalar tensor a task.*got None"),
+        (lambda losses: {}, TypeError, r"dictionary with a scalar tensor per task.*got \{\}"),
+        (lambda losses: list(losses.values()), TypeError, r"dictionary with a scalar tensor per task.*got \["),
+        (lambda losses: sum(losses.values()), TypeError, "dictionary with a scalar tensor per task.*got tensor"),
+        (lambda losses: None, TypeError, "dictionary with a scalar tensor per task.*got None"),
     ],
 )
 @pytest.mark.parametrize("method", [None, UPGrad(), scalarization.UW(3)])
@@ -573,8 +574,20 @@ def test_task_losses_must_be_written():
     class Forgetful(MultiTaskMixin, PlainNet):
         pass
 
-    with pytest.raises(NotImplementedError, match=r"Forgetful must implement `task_losses\(self, batch, batch_idx\)`"):
-        fit(Forgetful(), make_batches(1))
+    message = r"Forgetful must implement `task_losses\(self, batch, batch_idx\)`"
+    started = Started()
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(Forgetful(), make_batches(1), callbacks=[started])
+    assert not started.batches
+    with pytest.raises(NotImplementedError, match=message):
+        Forgetful().task_losses(make_batches(1)[0], 0)
+
+
+class Started(L.Callback):
+    batches = 0
+
+    def on_train_batch_start(self, *args):
+        self.batches += 1
 
 
 class WithoutSuper(Net):
@@ -659,7 +672,7 @@ class EndsEpochsEarly(Net):
     """After five batches, in the middle of a window of four."""
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.record_batches()
+        engine_of(self).step.wants_batches = True
         return -1 if batch_idx == 5 else None
 
 
@@ -668,7 +681,7 @@ class Windows(L.Callback):
         self.seen = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.seen.append([record.batch_idx for record in pl_module.recorded_batches])
+        self.seen.append([record.batch_idx for record in engine_of(pl_module).step.batches])
 
 
 def test_an_abandoned_window_does_not_leak_into_the_next():

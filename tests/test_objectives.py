@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_cost.landscape import Landscape, Point
 from lightning_cost.objectives import (
     ConflictAlignment,
     GradientNorm,
@@ -22,6 +21,7 @@ from lightning_cost.objectives import (
     SampledSharpness,
     balance_weights,
 )
+from lightning_cost.surface import Point, Surface
 from tests.support.problems import (
     LossFunction,
     Problem,
@@ -29,12 +29,11 @@ from tests.support.problems import (
     conv_problem,
     flat_parameters,
     jacobian,
-    landscape_of,
     loss_function,
     mlp_batch,
     mlp_problem,
-    point_of,
     rows,
+    surface_of,
 )
 
 
@@ -66,29 +65,29 @@ def test_value_and_gradient_equal_autograd_and_each_other(
 ) -> None:
     module = problem(num_tasks=num_tasks)
     batches = [batch(num_tasks=num_tasks, seed=seed) for seed in range(num_batches)]
-    landscape = landscape_of(module, *batches)
-    point, position = point_of(landscape), landscape.position()
+    surface = surface_of(module, *batches)
+    point, position = surface.point(), surface.position()
     expected, gradient = differentiated(reference, loss_function(module, *batches), position)
 
-    twice = kind("double_backward").value_and_gradient(landscape, point)
+    twice = kind("double_backward").value_and_gradient(surface, point)
     assert_close(twice[0], expected, rtol=1e-10, atol=1e-12)
     assert_close(twice[1], gradient, rtol=1e-9, atol=1e-11)
 
-    once = kind("finite_difference", epsilon=1e-6).value_and_gradient(landscape, point)
+    once = kind("finite_difference", epsilon=1e-6).value_and_gradient(surface, point)
     assert_close(once[0], expected, rtol=1e-10, atol=1e-12)
     assert (once[1] - gradient).norm() <= 1e-4 * gradient.norm()
 
-    assert_close(kind().value(landscape, point), expected, rtol=1e-10, atol=1e-12)
-    assert torch.equal(landscape.position(), position)
+    assert_close(kind().value(surface, point), expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(surface.position(), position)
 
 
 @pytest.mark.parametrize(("kind", "reference"), SMOOTH)
 def test_finite_differences_are_of_first_order(kind: Any, reference: Any) -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    gradient = differentiated(reference, loss_function(module, mlp_batch()), landscape.position())[1]
+    surface = surface_of(module, mlp_batch())
+    gradient = differentiated(reference, loss_function(module, mlp_batch()), surface.position())[1]
     errors = [
-        (kind(epsilon=epsilon).value_and_gradient(landscape, point_of(landscape))[1] - gradient).norm()
+        (kind(epsilon=epsilon).value_and_gradient(surface, surface.point())[1] - gradient).norm()
         for epsilon in (1e-3, 1e-4, 1e-5)
     ]
     assert_close(errors[1] / errors[0], torch.tensor(0.1, dtype=torch.float64), rtol=0.2, atol=0)
@@ -99,37 +98,37 @@ def test_finite_differences_are_of_first_order(kind: Any, reference: Any) -> Non
 def test_the_default_difference_points_the_right_way_in_float32(kind: Any, reference: Any) -> None:
     module, batch = mlp_problem(), mlp_batch()
     gradient = differentiated(reference, loss_function(module, batch), flat_parameters(module))[1]
-    landscape = landscape_of(module.float(), {name: value.float() for name, value in batch.items()})
-    found = kind().value_and_gradient(landscape, point_of(landscape))[1].double()
+    surface = surface_of(module.float(), {name: value.float() for name, value in batch.items()})
+    found = kind().value_and_gradient(surface, surface.point())[1].double()
     assert found @ gradient > 0.99 * found.norm() * gradient.norm()
 
 
 @pytest.mark.parametrize("num_tasks", [2, 5])
 def test_two_products_are_enough_for_any_number_of_tasks(num_tasks: int) -> None:
     module = mlp_problem(num_tasks=num_tasks)
-    landscape = landscape_of(module, mlp_batch(num_tasks=num_tasks))
-    point = point_of(landscape)
+    surface = surface_of(module, mlp_batch(num_tasks=num_tasks))
+    point = surface.point()
     for objective, cost in ((ConflictAlignment(), 2), (GradientNorm(), 1)):
-        landscape.forwards = landscape.backwards = 0
-        objective.value_and_gradient(landscape, point)
-        assert (landscape.forwards, landscape.backwards) == (cost, cost)
+        surface.forwards = surface.backwards = 0
+        objective.value_and_gradient(surface, point)
+        assert (surface.forwards, surface.backwards) == (cost, cost)
 
 
 @pytest.mark.parametrize("derivative", ["finite_difference", "double_backward"])
 def test_alignment_of_a_task_without_gradient_has_no_direction(derivative: Any) -> None:
     module = mlp_problem(scales=[1.0, 0.0])
-    landscape = landscape_of(module, mlp_batch(num_tasks=2))
-    value, gradient = ConflictAlignment(derivative).value_and_gradient(landscape, point_of(landscape))
+    surface = surface_of(module, mlp_batch(num_tasks=2))
+    value, gradient = ConflictAlignment(derivative).value_and_gradient(surface, surface.point())
     assert value == 0.0
-    assert gradient.shape == (landscape.num_parameters,)
+    assert gradient.shape == (surface.num_parameters,)
     assert not gradient.any()
 
 
 @pytest.mark.parametrize("derivative", ["finite_difference", "double_backward"])
 @pytest.mark.parametrize("kind", [ConflictAlignment, GradientNorm])
 def test_nothing_has_a_direction_where_the_mean_gradient_is_zero(kind: Any, derivative: Any) -> None:
-    landscape = landscape_of(mlp_problem(scales=[0.0, 0.0]), mlp_batch(num_tasks=2))
-    value, gradient = kind(derivative).value_and_gradient(landscape, point_of(landscape))
+    surface = surface_of(mlp_problem(scales=[0.0, 0.0]), mlp_batch(num_tasks=2))
+    value, gradient = kind(derivative).value_and_gradient(surface, surface.point())
     assert value == 0.0
     assert not gradient.any()
 
@@ -147,10 +146,10 @@ def test_alignment_of_two_tasks_worked_by_hand() -> None:
 class Recorded:
     """Keeps the standard normal vectors that an objective draws."""
 
-    def __init__(self, landscape: Landscape) -> None:
+    def __init__(self, surface: Surface) -> None:
         self.drawn: list[Tensor] = []
-        self._draw = landscape.standard_normal
-        landscape.standard_normal = self  # type: ignore[method-assign]
+        self._draw = surface.standard_normal
+        surface.standard_normal = self  # type: ignore[method-assign]
 
     def __call__(self) -> Tensor:
         self.drawn.append(self._draw())
@@ -180,44 +179,44 @@ def sharpness(losses: LossFunction, position: Tensor, norms: Tensor, noises: lis
 def test_sampled_sharpness_equals_the_equations(form: Any, num_tasks: int, num_batches: int) -> None:
     module = mlp_problem(num_tasks=num_tasks)
     batches = [mlp_batch(num_tasks=num_tasks, seed=seed) for seed in range(num_batches)]
-    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
-    recorded, radius = Recorded(landscape), 0.3
+    surface, losses = surface_of(module, *batches), loss_function(module, *batches)
+    recorded, radius = Recorded(surface), 0.3
     objective = SampledSharpness(form, samples=4, radius=radius)
-    start = point_of(landscape)
-    norms = jacobian(losses, landscape.position()).detach().norm(dim=1)
-    objective.begin(landscape, start)
+    start = surface.point()
+    norms = jacobian(losses, surface.position()).detach().norm(dim=1)
+    objective.begin(surface, start)
     fixed = recorded.take(radius)
     assert len(fixed) == 4
 
     for shift in (0.0, 0.05):
         position = flat_parameters(module) + shift
-        landscape.move_to(position)
+        surface.move_to(position)
         point = Point(losses(position).detach())
         expected = sharpness(losses, position, norms, fixed, form)
-        assert_close(objective.value(landscape, point), expected.item(), rtol=1e-10, atol=1e-12)
+        assert_close(objective.value(surface, point), expected.item(), rtol=1e-10, atol=1e-12)
         assert not recorded.drawn
 
-        value, gradient = objective.value_and_gradient(landscape, point)
+        value, gradient = objective.value_and_gradient(surface, point)
         fresh = recorded.take(radius)
         assert len(fresh) == 4
         variable = position.clone().requires_grad_()
         expected = sharpness(losses, variable, norms, fresh, form)
         assert_close(value, expected.item(), rtol=1e-10, atol=1e-12)
         assert_close(gradient, torch.autograd.grad(expected, variable)[0], rtol=1e-9, atol=1e-11)
-        assert torch.equal(landscape.position(), position)
+        assert torch.equal(surface.position(), position)
 
 
 def test_the_sharpest_sample_may_have_the_lower_loss() -> None:
     module = mlp_problem()
-    landscape, losses = landscape_of(module, mlp_batch()), loss_function(module, mlp_batch())
-    recorded, objective = Recorded(landscape), SampledSharpness("difference", samples=1, radius=0.1)
-    point, position = point_of(landscape), landscape.position()
+    surface, losses = surface_of(module, mlp_batch()), loss_function(module, mlp_batch())
+    recorded, objective = Recorded(surface), SampledSharpness("difference", samples=1, radius=0.1)
+    point, position = surface.point(), surface.position()
     norms = point.gradients.norms
-    objective.begin(landscape, point)
+    objective.begin(surface, point)
     recorded.take(0.1)
     signs = set()
     for _ in range(12):
-        gradient = objective.value_and_gradient(landscape, point)[1]
+        gradient = objective.value_and_gradient(surface, point)[1]
         noises = recorded.take(0.1)
         variable = position.clone().requires_grad_()
         change = balance_weights(norms) @ (losses(variable + noises[0]) - losses(variable))
@@ -228,27 +227,27 @@ def test_the_sharpest_sample_may_have_the_lower_loss() -> None:
 
 
 def test_sampled_sharpness_needs_no_task_gradients_but_where_it_begins() -> None:
-    landscape = landscape_of(mlp_problem(), mlp_batch())
+    surface = surface_of(mlp_problem(), mlp_batch())
     objective = SampledSharpness(samples=3)
     assert not objective.uses_task_gradients
     with pytest.raises(RuntimeError, match="`begin` must be called first"):
-        objective.value(landscape, Point(landscape.losses()))
-    objective.begin(landscape, point_of(landscape))
-    landscape.forwards = landscape.backwards = 0
-    objective.value_and_gradient(landscape, Point(torch.zeros(3)))
-    assert (landscape.forwards, landscape.backwards) == (4, 1)
+        objective.value(surface, Point(surface.losses()))
+    objective.begin(surface, surface.point())
+    surface.forwards = surface.backwards = 0
+    objective.value_and_gradient(surface, Point(torch.zeros(3)))
+    assert (surface.forwards, surface.backwards) == (4, 1)
 
 
 def test_a_teleport_begins_with_its_own_weights_and_noises() -> None:
-    landscape = landscape_of(mlp_problem(), mlp_batch())
-    point, objective = point_of(landscape), SampledSharpness()
-    objective.begin(landscape, point)
-    first = objective.value(landscape, point)
-    assert objective.value(landscape, point) == first
-    objective.begin(landscape, point)
-    assert objective.value(landscape, point) != first
-    objective.begin(landscape, Point(point.losses, rows([1] * 64, [2] * 64, [3] * 64)))
-    weighted = objective.value(landscape, point)
+    surface = surface_of(mlp_problem(), mlp_batch())
+    point, objective = surface.point(), SampledSharpness()
+    objective.begin(surface, point)
+    first = objective.value(surface, point)
+    assert objective.value(surface, point) == first
+    objective.begin(surface, point)
+    assert objective.value(surface, point) != first
+    objective.begin(surface, Point(point.losses, rows([1] * 64, [2] * 64, [3] * 64)))
+    weighted = objective.value(surface, point)
     assert abs(weighted - first) > 0.01 * first
 
 
@@ -291,18 +290,18 @@ def test_balance_weights_sum_to_the_number_of_tasks_and_favor_small_gradients(no
 
 
 def test_a_random_direction_accepts_everything_and_repeats_by_its_seed() -> None:
-    landscape = landscape_of(mlp_problem(), mlp_batch(), seed=3)
+    surface = surface_of(mlp_problem(), mlp_batch(), seed=3)
     state, point = torch.get_rng_state(), Point(torch.zeros(3))
     objective = RandomDirection()
-    value, direction = objective.value_and_gradient(landscape, point)
+    value, direction = objective.value_and_gradient(surface, point)
     assert value is None
-    assert objective.value(landscape, point) is None
+    assert objective.value(surface, point) is None
     assert not objective.uses_task_gradients
     assert torch.equal(torch.get_rng_state(), state)
-    again = landscape_of(mlp_problem(), mlp_batch(), seed=3)
+    again = surface_of(mlp_problem(), mlp_batch(), seed=3)
     assert torch.equal(objective.value_and_gradient(again, point)[1], direction)
     assert not torch.equal(objective.value_and_gradient(again, point)[1], direction)
-    assert (landscape.forwards, landscape.backwards) == (0, 0)
+    assert (surface.forwards, surface.backwards) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -317,10 +316,10 @@ def test_a_random_direction_accepts_everything_and_repeats_by_its_seed() -> None
 def test_reversed_is_the_negative(make: Any) -> None:
     answers = []
     for wrap in (lambda objective: objective, Reversed):
-        landscape = landscape_of(mlp_problem(), mlp_batch(), seed=2)
-        point, objective = point_of(landscape), wrap(make())
-        objective.begin(landscape, point)
-        answers.append((objective.value(landscape, point), *objective.value_and_gradient(landscape, point), objective))
+        surface = surface_of(mlp_problem(), mlp_batch(), seed=2)
+        point, objective = surface.point(), wrap(make())
+        objective.begin(surface, point)
+        answers.append((objective.value(surface, point), *objective.value_and_gradient(surface, point), objective))
     (value, slope_value, slope, plain), (negative, slope_negative, slope_back, turned) = answers
     if value is None:
         assert negative is slope_negative is None
@@ -331,30 +330,30 @@ def test_reversed_is_the_negative(make: Any) -> None:
 
 
 def test_reversing_twice_changes_nothing() -> None:
-    landscape = landscape_of(mlp_problem(), mlp_batch())
-    point = point_of(landscape)
+    surface = surface_of(mlp_problem(), mlp_batch())
+    point = surface.point()
     objective = ConflictAlignment("double_backward")
-    value, gradient = objective.value_and_gradient(landscape, point)
-    twice_value, twice_gradient = Reversed(Reversed(objective)).value_and_gradient(landscape, point)
+    value, gradient = objective.value_and_gradient(surface, point)
+    twice_value, twice_gradient = Reversed(Reversed(objective)).value_and_gradient(surface, point)
     assert value == twice_value
     assert torch.equal(gradient, twice_gradient)
 
 
 class Custom(Objective):
-    def value(self, landscape: Landscape, point: Point) -> float:
+    def value(self, surface: Surface, point: Point) -> float:
         return 1.0
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:
-        return 1.0, landscape.position()
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
+        return 1.0, surface.position()
 
 
 def test_an_objective_of_ones_own_needs_no_preparation() -> None:
     module: Problem = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    point = point_of(landscape)
+    surface = surface_of(module, mlp_batch())
+    point = surface.point()
     objective = Reversed(Custom())
-    objective.begin(landscape, point)
-    value, gradient = objective.value_and_gradient(landscape, point)
+    objective.begin(surface, point)
+    value, gradient = objective.value_and_gradient(surface, point)
     assert value == -1.0
     assert torch.equal(gradient, -flat_parameters(module))
     assert repr(objective) == "Reversed(Custom())"

@@ -132,7 +132,7 @@ def test_a_fused_optimizer_with_a_scaler_is_refused() -> None:
     for method, callbacks in ((None, [teleporter()]), (UPGrad(), [])):
         module = Net(method)
         module.make_optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True)
-        with pytest.raises(MisconfigurationException, match="fused Adam unscales"):
+        with pytest.raises(MisconfigurationException, match="fused Adam divides the gradients by the loss scale"):
             fit(module, make_batches(2), callbacks=callbacks, **scaled())
 
 

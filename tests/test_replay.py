@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchjd.scalarization import DWA, Scalarizer
 
+from lightning_cost._training.engine import engine_of
 from tests.support.nets import Net, fit, make_batches, make_mlp
 from tests.support.teleporting import never, teleporter
 
@@ -85,7 +86,7 @@ def test_an_interrupted_step_does_not_reach_into_the_next_fit() -> None:
     windows: list[int] = []
 
     def trigger(gradients: Any) -> bool:
-        windows.append(len(module.recorded_batches))
+        windows.append(len(engine_of(module).step.batches))
         if len(windows) == 2:
             raise RuntimeError("interrupted")
         return True

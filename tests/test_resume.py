@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torchjd import Stateful, aggregation, scalarization
 from torchjd.aggregation import MoDoWeighting, SDMGradWeighting, UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
-from lightning_cost.memory import state_of
+from lightning_cost._training.method_state import state_of
 from tests.support.nets import Net, PlainNet, fit, make_batches, make_trainer
 from tests.support.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, REMEMBERING, RUNS, SaveAfter, run
 from tests.support.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
@@ -177,15 +176,3 @@ def test_counts_of_an_epoch_belong_to_their_fit() -> None:
     for _ in range(2):
         fit(module, make_batches(4), callbacks=[callback])
     assert [report.step for report in callback.reports] == [0, 1, 0, 1]
-
-
-def test_recent_batches_belong_to_their_fit() -> None:
-    """What a level set holds is the training data, not that of a fit before it."""
-    states = []
-    for fresh in (False, True):
-        module, callback = Net(UPGrad()), teleporter(num_batches=3)
-        if not fresh:
-            fit(Net(UPGrad()), make_batches(4, seed=1), callbacks=[callback])
-        module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
-        states.append(final_state(module, fit(module, make_batches(4), callbacks=[callback])))
-    assert_same(*states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,29 +11,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_cost import LevelSetSearch, PenaltySearch, TaskGradients
-from lightning_cost.adapters import PeftAdapter, low_rank
-from lightning_cost.gradients import views
+from lightning_cost._training.shared import shared_modules, shared_parameters
+from lightning_cost._vectors import views
 from lightning_cost.invariance import Invariance, LevelSet, drift, loss_fluctuation, loss_fluctuation_weights
-from lightning_cost.landscape import Landscape, Point
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective, RandomDirection, SampledSharpness
 from lightning_cost.searches import SearchContext
+from lightning_cost.searches._adapters import PeftAdapter, low_rank
+from lightning_cost.surface import Point, Surface
 from tests.support.problems import (
     Problem,
     conv_batch,
     conv_problem,
     flat_parameters,
     jacobian,
-    landscape_of,
     loss_function,
     mlp_batch,
     mlp_problem,
-    point_of,
     rows,
+    surface_of,
 )
 
 RANDOM = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -221,40 +222,39 @@ class Fixed(Objective):
     def __init__(self, gradient: Tensor) -> None:
         self.gradient = gradient
 
-    def value(self, landscape: Landscape, point: Point) -> None:
+    def value(self, surface: Surface, point: Point) -> None:
         return
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[None, Tensor]:
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[None, Tensor]:
         return None, self.gradient
 
 
-def context_of(landscape: Landscape, module: Problem, objective: Objective, **kwargs: Any) -> SearchContext:
-    start = point_of(landscape)
-    objective.begin(landscape, start)
+def context_of(surface: Surface, module: Problem, objective: Objective, **kwargs: Any) -> SearchContext:
+    start = surface.point()
+    objective.begin(surface, start)
     defaults: dict[str, Any] = {
-        "landscape": landscape,
+        "surface": surface,
         "start": start,
         "objective": objective,
         "invariance": "per_task",
-        "modules": module.shared_modules(),
-        "adapter": LoraConfig(r=2),
+        "modules": shared_modules(module),
         "learning_rate": 0.01,
         "record": lambda stage, **figures: None,
     }
     return SearchContext(**{**defaults, **kwargs})
 
 
-def visited(landscape: Landscape) -> list[Tensor]:
-    """Every place that the landscape is moved by a vector to from now on."""
+def visited(surface: Surface) -> list[Tensor]:
+    """Every place that the surface is moved by a vector to from now on."""
     places: list[Tensor] = []
-    move_by = landscape.move_by
+    move_by = surface.move_by
 
     def spy(vector: Tensor, scale: float = 1.0) -> None:
         assert not vector.requires_grad
         move_by(vector, scale)
-        places.append(landscape.position())
+        places.append(surface.position())
 
-    landscape.move_by = spy  # type: ignore[method-assign]
+    surface.move_by = spy  # type: ignore[method-assign]
     return places
 
 
@@ -265,21 +265,22 @@ def test_candidates_step_along_the_tangent_and_retract(
     problem: Any, batch: Any, invariance: Invariance, full_rank: bool
 ) -> None:
     module = problem()
-    landscape, losses = landscape_of(module, batch()), loss_function(module, batch())
-    gradient, origin = landscape.standard_normal(), flat_parameters(module)
-    context = context_of(landscape, module, Fixed(gradient), invariance=invariance, adapter=LoraConfig(r=1))
+    surface, losses = surface_of(module, batch()), loss_function(module, batch())
+    gradient, origin = surface.standard_normal(), flat_parameters(module)
+    context = context_of(surface, module, Fixed(gradient), invariance=invariance)
     matrix, before = jacobian(losses, origin).detach(), losses(origin).detach()
     level_set = LevelSet(gradients_of(matrix), invariance)
     weights = [p for p in module.backbone.parameters() if p.ndim > 1]
     direction = level_set.tangent(gradient)
     scale = origin.norm()
     if not full_rank:
-        direction = low_rank(direction, landscape.shared, weights, 1)
+        direction = low_rank(direction, surface.shared, weights, 1)
         scale = torch.stack([p.detach().norm() for p in weights]).norm()
 
-    search = LevelSetSearch(size=0.03, backtracks=2, shrink=0.5, full_rank=full_rank)
-    places = visited(landscape)
-    arrived = [landscape.position() for _ in search.candidates(context)]
+    rank = {"full_rank": True} if full_rank else {"rank": 1}
+    search = LevelSetSearch(size=0.03, backtracks=2, shrink=0.5, **rank)
+    places = visited(surface)
+    arrived = [surface.position() for _ in search.candidates(context)]
 
     assert len(arrived) == 3
     assert len(places) == 6
@@ -292,7 +293,7 @@ def test_candidates_step_along_the_tangent_and_retract(
         assert torch.equal(arrived[index], retracted)
     ranks = [
         int(torch.linalg.matrix_rank(view.reshape(len(view), -1), rtol=1e-8))
-        for view in views(places[0] - origin, landscape.shared)
+        for view in views(places[0] - origin, surface.shared)
         if view.ndim > 1
     ]
     assert all(rank > 1 for rank in ranks) if full_rank else ranks == [1] * len(weights)
@@ -308,7 +309,7 @@ class Aimed(Fixed):
     def aim(self, value: float) -> float:
         return value + self.wanted
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[float, Tensor]:  # type: ignore[override]
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:  # type: ignore[override]
         return -0.3, self.gradient
 
 
@@ -316,14 +317,14 @@ class Aimed(Fixed):
 @pytest.mark.parametrize(("wanted", "reaches"), [(1e-4, True), (1e4, False)])
 def test_the_step_is_as_long_as_the_objective_needs(wanted: float, reaches: bool, full_rank: bool) -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    gradient, origin = landscape.standard_normal(), landscape.position()
+    surface = surface_of(module, mlp_batch())
+    gradient, origin = surface.standard_normal(), surface.position()
     lengths, gains = [], []
     for objective in (Aimed(gradient, wanted), Fixed(gradient)):
-        landscape.move_to(origin)
-        context = context_of(landscape, module, objective)
+        surface.move_to(origin)
+        context = context_of(surface, module, objective)
         tangent = LevelSet(context.start.gradients, "per_task").tangent(gradient)
-        places = visited(landscape)
+        places = visited(surface)
         next(LevelSetSearch(size=0.03, full_rank=full_rank).candidates(context))
         lengths.append((places[0] - origin).norm())
         gains.append(tangent @ (places[0] - origin))
@@ -333,10 +334,10 @@ def test_the_step_is_as_long_as_the_objective_needs(wanted: float, reaches: bool
 
 def test_level_set_search_has_nothing_to_try_without_a_direction() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    zero = torch.zeros(landscape.num_parameters, dtype=torch.float64)
+    surface = surface_of(module, mlp_batch())
+    zero = torch.zeros(surface.num_parameters, dtype=torch.float64)
     for full_rank in (False, True):
-        context = context_of(landscape, module, Fixed(zero))
+        context = context_of(surface, module, Fixed(zero))
         assert list(LevelSetSearch(full_rank=full_rank).candidates(context)) == []
 
 
@@ -345,50 +346,50 @@ def test_level_set_search_has_nothing_to_try_without_a_direction() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_is_no_direction(dtype: torch.dtype, scales: list[float], full_rank: bool) -> None:
     module = mlp_problem(scales=scales).to(dtype)
-    landscape = landscape_of(module, {name: value.to(dtype) for name, value in mlp_batch().items()})
-    span = point_of(landscape).gradients.matrix.clone()
+    surface = surface_of(module, {name: value.to(dtype) for name, value in mlp_batch().items()})
+    span = surface.point().gradients.matrix.clone()
     search = LevelSetSearch(full_rank=full_rank)
     for gradient in (span[0] - 3 * span[1], span[1] - span[2], *span):
-        context = context_of(landscape, module, Fixed(gradient))
+        context = context_of(surface, module, Fixed(gradient))
         assert list(search.candidates(context)) == []
-    nearly = span[0] + 1e-3 * span[0].norm() * torch.nn.functional.normalize(landscape.standard_normal(), dim=0)
-    context = context_of(landscape, module, Fixed(nearly))
+    nearly = span[0] + 1e-3 * span[0].norm() * torch.nn.functional.normalize(surface.standard_normal(), dim=0)
+    context = context_of(surface, module, Fixed(nearly))
     assert list(search.candidates(context)) != []
 
 
 def test_the_step_has_no_graph() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    places = visited(landscape)
-    context = context_of(landscape, module, Fixed(landscape.standard_normal()))
+    surface = surface_of(module, mlp_batch())
+    places = visited(surface)
+    context = context_of(surface, module, Fixed(surface.standard_normal()))
     list(LevelSetSearch().candidates(context))
     assert places
 
 
-def test_level_set_search_refuses_adapters_that_are_not_lora() -> None:
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda targets: LevelSetSearch(target_modules=targets), r"`target_modules=\['7'\]` reaches no weight"),
+        (
+            lambda targets: PenaltySearch(adapter=LoraConfig(r=2, target_modules=targets)),
+            r"`adapter` \(LoraConfig, target_modules={'7'}\) reaches no weight",
+        ),
+    ],
+)
+def test_searches_refuse_targets_that_are_not_there(make: Any, message: str) -> None:
     module = mlp_problem()
-    shared = module.shared_parameters()
-    for adapter in (LoHaConfig(r=2), LoKrConfig(r=2)):
-        with pytest.raises(ValueError, match=f"`adapter` must be a peft.LoraConfig .* got {type(adapter).__name__}"):
-            LevelSetSearch().reach(module.shared_modules(), shared, adapter)
-        LevelSetSearch(full_rank=True).reach(module.shared_modules(), shared, adapter)
-
-
-@pytest.mark.parametrize("search", [LevelSetSearch(), PenaltySearch()])
-def test_searches_refuse_adapters_that_reach_nothing(search: Any) -> None:
-    module = mlp_problem()
-    shared = module.shared_parameters()
-    search.reach(module.shared_modules(), shared, LoraConfig(r=2))
-    with pytest.raises(ValueError, match=r"`adapter` \(LoraConfig, target_modules={'7'}\) reaches no weight"):
-        search.reach(module.shared_modules(), shared, LoraConfig(r=2, target_modules=["7"]))
+    modules, shared = shared_modules(module), shared_parameters(module)
+    assert make(["2"]).reach(modules, shared) == [module.backbone[2].weight]
+    with pytest.raises(ValueError, match=message):
+        make(["7"]).reach(modules, shared)
 
 
 def test_penalty_search_does_not_reach_recurrent_weights_and_the_level_set_does() -> None:
     module = Problem(nn.GRU(5, 4, batch_first=True), 4)
-    shared = module.shared_parameters()
-    LevelSetSearch().reach(module.shared_modules(), shared, LoraConfig(r=2))
+    shared = shared_parameters(module)
+    assert len(LevelSetSearch().reach(shared_modules(module), shared)) == 2
     with pytest.raises(ValueError, match="reaches no weight of the shared modules"):
-        PenaltySearch().reach(module.shared_modules(), shared, LoraConfig(r=2))
+        PenaltySearch().reach(shared_modules(module), shared)
 
 
 # --------------------------------------------------------------------------------------------------------------- Eq. 11
@@ -397,10 +398,10 @@ def test_penalty_search_does_not_reach_recurrent_weights_and_the_level_set_does(
 class Drawn:
     """Keeps the standard normal vectors that a search draws."""
 
-    def __init__(self, landscape: Landscape) -> None:
+    def __init__(self, surface: Surface) -> None:
         self.drawn: list[Tensor] = []
-        self._draw = landscape.standard_normal
-        landscape.standard_normal = self  # type: ignore[method-assign]
+        self._draw = surface.standard_normal
+        surface.standard_normal = self  # type: ignore[method-assign]
 
     def __call__(self) -> Tensor:
         self.drawn.append(self._draw())
@@ -480,17 +481,17 @@ def test_penalty_search_equals_adam_on_peft_layers(
     name: str, problem: Any, batch: Any, steps: int, relative: bool, invariance: Invariance, lora_alpha: int
 ) -> None:
     module, data, gamma, lr = problem(), batch(), 0.3, 0.01
-    landscape = landscape_of(module, data, seed=5)
+    surface = surface_of(module, data, seed=5)
     config = LoraConfig(r=2, lora_alpha=lora_alpha)
-    context = context_of(landscape, module, OBJECTIVES[name](), invariance=invariance, adapter=config)
-    origin, before = landscape.position(), context.start.losses
+    context = context_of(surface, module, OBJECTIVES[name](), invariance=invariance)
+    origin, before = surface.position(), context.start.losses
     same = torch.Generator()
-    same.set_state(landscape.generator.get_state())
-    initial = [p.detach() for p in PeftAdapter(context.modules, landscape.shared, config, same).parameters]
-    drawn = Drawn(landscape)
-    search = PenaltySearch(steps=steps, lr=lr, gamma=gamma, relative=relative)
+    same.set_state(surface.generator.get_state())
+    initial = [p.detach() for p in PeftAdapter(context.modules, surface.shared, config, same).parameters]
+    drawn = Drawn(surface)
+    search = PenaltySearch(config, steps=steps, lr=lr, gamma=gamma, relative=relative)
     next(search.candidates(context))
-    found = landscape.position()
+    found = surface.position()
 
     targeted = LoraConfig(r=2, lora_alpha=lora_alpha, target_modules=["0", "2"])
     reference = WithPeft(problem(), targeted, initial, problem)
@@ -521,20 +522,20 @@ def test_penalty_search_takes_the_learning_rate_of_training() -> None:
     found = []
     for lr, learning_rate in ((None, 0.02), (0.02, 0.5)):
         module = mlp_problem()
-        landscape = landscape_of(module, mlp_batch(), seed=5)
-        context = context_of(landscape, module, SampledSharpness(), learning_rate=learning_rate)
+        surface = surface_of(module, mlp_batch(), seed=5)
+        context = context_of(surface, module, SampledSharpness(), learning_rate=learning_rate)
         next(PenaltySearch(steps=3, lr=lr).candidates(context))
-        found.append(landscape.position())
+        found.append(surface.position())
     assert torch.equal(found[0], found[1])
 
 
 def test_penalty_search_shortens_a_refused_change() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    context = context_of(landscape, module, SampledSharpness())
-    origin = landscape.position()
+    surface = surface_of(module, mlp_batch())
+    context = context_of(surface, module, SampledSharpness())
+    origin = surface.position()
     search = PenaltySearch(steps=3, backtracks=2, shrink=0.25)
-    changes = [landscape.position() - origin for _ in search.candidates(context)]
+    changes = [surface.position() - origin for _ in search.candidates(context)]
     assert len(changes) == 3
     assert_close(changes[1], 0.25 * changes[0], rtol=1e-9, atol=1e-12)
     assert_close(changes[2], 0.0625 * changes[0], rtol=1e-9, atol=1e-12)
@@ -546,19 +547,15 @@ def test_penalty_search_shortens_a_refused_change() -> None:
 )
 def test_penalty_search_lowers_what_it_minimizes(config: PeftConfig, problem: Any, batch: Any) -> None:
     module = problem()
-    landscape = landscape_of(module, batch())
+    surface = surface_of(module, batch())
     figures: list[dict[str, Any]] = []
     objective = ConflictAlignment("double_backward")
     context = context_of(
-        landscape,
-        module,
-        objective,
-        adapter=config,
-        record=lambda stage, **row: figures.append({"stage": stage, **row}),
+        surface, module, objective, record=lambda stage, **row: figures.append({"stage": stage, **row})
     )
-    origin, gamma = landscape.position(), 1.0
-    next(PenaltySearch(steps=25, lr=0.003, gamma=gamma).candidates(context))
-    for view in views(landscape.position() - origin, landscape.shared):
+    origin, gamma = surface.position(), 1.0
+    next(PenaltySearch(config, steps=25, lr=0.003, gamma=gamma).candidates(context))
+    for view in views(surface.position() - origin, surface.shared):
         assert bool(view.any()) == (view.ndim > 1)
     assert [row["stage"] for row in figures] == ["search"] * 25
     penalized = [float(row["loss_fluctuation"]) - gamma * row["objective"] for row in figures]
@@ -569,15 +566,15 @@ def test_penalty_search_lowers_what_it_minimizes(config: PeftConfig, problem: An
 
 def test_penalty_search_traces_what_it_evaluates() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
+    surface = surface_of(module, mlp_batch())
     losses, places = loss_function(module, mlp_batch()), []
     figures: list[dict[str, Any]] = []
 
     def record(stage: str, **row: Any) -> None:
         figures.append(row)
-        places.append(landscape.position())
+        places.append(surface.position())
 
-    context = context_of(landscape, module, SampledSharpness(), record=record)
+    context = context_of(surface, module, SampledSharpness(), record=record)
     list(PenaltySearch(steps=3, relative=False).candidates(context))
     for row, place in zip(figures, places, strict=True):
         expected = losses(place).detach()
@@ -587,11 +584,11 @@ def test_penalty_search_traces_what_it_evaluates() -> None:
 
 def test_without_an_objective_the_penalty_search_stays() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    context = context_of(landscape, module, RandomDirection())
-    origin = landscape.position()
+    surface = surface_of(module, mlp_batch())
+    context = context_of(surface, module, RandomDirection())
+    origin = surface.position()
     next(PenaltySearch(steps=4, gamma=0.0).candidates(context))
-    assert torch.equal(landscape.position(), origin)
+    assert torch.equal(surface.position(), origin)
 
 
 # ------------------------------------------------------------------------------------------------------------ arguments
@@ -600,6 +597,8 @@ def test_without_an_objective_the_penalty_search_stays() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "values"),
     [
+        (LevelSetSearch, "rank", [0, 1.0, True]),
+        (LevelSetSearch, "target_modules", [[], "", [1]]),
         (LevelSetSearch, "size", [0, -1.0, math.nan]),
         (LevelSetSearch, "steps", [0, 1.0]),
         (LevelSetSearch, "backtracks", [-1, 0.5]),
@@ -613,14 +612,35 @@ def test_without_an_objective_the_penalty_search_stays() -> None:
 )
 def test_bad_arguments_are_refused(kind: Any, name: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=f"`{name}` must .* got {value!r}"):
+        with pytest.raises(ValueError, match=f"`{name}` must .* got {re.escape(repr(value))}"):
             kind(**{name: value})
 
 
-def test_other_adapters_are_no_weight_changes() -> None:
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: LevelSetSearch(rank=3, full_rank=True), "rank=3"),
+        (lambda: LevelSetSearch(target_modules=["0"], full_rank=True), r"target_modules=\['0'\]"),
+        (lambda: LevelSetSearch(backtracks=0, shrink=0.5), "shrink=0.5"),
+        (lambda: PenaltySearch(backtracks=0, shrink=0.5), "shrink=0.5"),
+        (lambda: PenaltySearch(invariance_weight=0, relative=False), "relative=False"),
+        (lambda: ConflictAlignment("double_backward", epsilon=0.1), "epsilon=0.1"),
+        (lambda: GradientNorm("double_backward", epsilon=0.1), "epsilon=0.1"),
+    ],
+)
+def test_an_argument_without_effect_is_refused(make: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` has no effect"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "targets", [None, ["0"], ["backbone.2", "9"], r".*\.2", "all-linear"], ids=lambda targets: str(targets)
+)
+def test_target_modules_mean_what_they_mean_in_peft(targets: Any) -> None:
     module = mlp_problem()
-    with pytest.raises(ValueError, match=r"must be a peft\.LoraConfig"):
-        LevelSetSearch().reach(module.shared_modules(), module.shared_parameters(), IA3Config())
+    modules, shared = shared_modules(module), shared_parameters(module)
+    by_peft = PenaltySearch(adapter=LoraConfig(target_modules=targets)).reach(modules, shared)
+    assert list(map(id, LevelSetSearch(target_modules=targets).reach(modules, shared))) == list(map(id, by_peft))
 
 
 def test_task_gradients_may_be_given_number_by_number() -> None:

@@ -57,8 +57,8 @@ class Stubborn(ConflictAlignment):
         super().__init__()
         self.grows = True
 
-    def value(self, landscape: Any, point: Any) -> float:
-        return super().value(landscape, point) if self.grows else 0.0
+    def value(self, surface: Any, point: Any) -> float:
+        return super().value(surface, point) if self.grows else 0.0
 
 
 class Beginnings(L.Callback):
@@ -74,7 +74,7 @@ class Beginnings(L.Callback):
 METHODS = {"LS": None, "UPGrad": UPGrad}
 SETTINGS: dict[str, dict[str, Any]] = {
     "level set": {},
-    "2 batches, momentum": {"num_batches": 2, "history": "momentum"},
+    "momentum": {"history": "momentum"},
     "penalty": {"search": PenaltySearch(steps=1, lr=1e-2)},
 }
 

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.deepspeed import DeepSpeedStrategy
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from torchjd.aggregation import UPGrad
 
-from lightning_cost.support import check_strategy
+from lightning_cost._lightning.checks import check_strategy
 from tests.support.nets import Net, fit, make_batches, make_trainer
 from tests.support.teleporting import teleporter
 
@@ -65,7 +65,7 @@ def test_a_fit_with_an_unknown_strategy_ends_before_it_begins(
     module = Net(method)
     before = [parameter.detach().clone() for parameter in module.parameters()]
     # Whatever else it is, it is no subclass of what is supported.
-    monkeypatch.setattr("lightning_cost.support.SingleDeviceStrategy", OwnDevice)
+    monkeypatch.setattr("lightning_cost._lightning.checks.SingleDeviceStrategy", OwnDevice)
     with pytest.raises(MisconfigurationException, match="got strategy SingleDeviceStrategy"):
         fit(module, make_batches(2), callbacks=[teleporter()] if callbacks else [])
     assert all(torch.equal(one, two) for one, two in zip(module.parameters(), before, strict=True))

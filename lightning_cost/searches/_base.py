@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from peft import PeftConfig
 from torch import nn
 from torch.nn import Parameter
 
 from lightning_cost.invariance import Invariance
-from lightning_cost.landscape import Landscape, Point
 from lightning_cost.objectives import Objective
+from lightning_cost.surface import Point, Surface
 
 __all__ = ["Search", "SearchContext"]
 
@@ -22,22 +21,20 @@ class SearchContext:
     """What a search works with.
 
     Attributes:
-        landscape: The losses. It is at ``start``.
+        surface: The losses. The surface is at ``start``.
         start: The point to leave.
         objective: What to increase.
         invariance: Which losses to hold.
         modules: The shared modules by name.
-        adapter: The adapter that bounds the change of the weights.
         learning_rate: The learning rate of the shared parameters in the optimizer.
         record: Adds a named row of figures to the trace of the teleport.
     """
 
-    landscape: Landscape
+    surface: Surface
     start: Point
     objective: Objective
     invariance: Invariance
-    modules: Sequence[tuple[str, nn.Module]]
-    adapter: PeftConfig
+    modules: Mapping[str, nn.Module]
     learning_rate: float
     record: Callable[..., None]
 
@@ -46,22 +43,28 @@ class Search(ABC):
     """A way to find points with the same losses and a larger objective."""
 
     rounds: int = 1
-    """How often to search again from the point that was accepted."""
+    """How often to search again, each time from the point that was accepted last."""
 
     @abstractmethod
     def candidates(self, context: SearchContext) -> Iterator[None]:
-        """Move the landscape to one candidate after the other, the most ambitious first, and yield at each.
+        """Move the surface from one candidate to the next, the most ambitious first, and yield at each.
 
-        The teleport ends the iteration at the first candidate that it accepts. It restores the parameters if it accepts
-        none, so that a search need not.
+        The teleport stops the iteration at the first candidate that it accepts. If it accepts none, it restores the
+        parameters: a search need not.
         """
 
     @abstractmethod
-    def reach(
-        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
-    ) -> Sequence[Parameter]:
+    def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
         """The shared parameters that the search can take a step in, at least one.
 
+        Args:
+            modules: The shared modules by name.
+            shared: The shared parameters.
+
         Raises:
-            ValueError: If the search cannot work with the adapter, or if it reaches none.
+            ValueError: If it reaches none.
         """
+
+    def is_target(self, name: str, module: nn.Module) -> bool:
+        """Whether the search is meant to change the weights of a module, which is given by its dotted name."""
+        return True

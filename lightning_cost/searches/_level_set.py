@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
 from torch import nn
 from torch.nn import Parameter
 from typing_extensions import override
 
-from lightning_cost.adapters import low_rank, matrix_parameters, unreachable_message
-from lightning_cost.gradients import norm_of
+from lightning_cost._arguments import check_between, check_effect, check_integer, check_positive
+from lightning_cost._vectors import norm_of
 from lightning_cost.invariance import LevelSet, drift
+from lightning_cost.searches._adapters import is_target, low_rank, matrix_parameters
 from lightning_cost.searches._base import Search, SearchContext
 
 __all__ = ["LevelSetSearch"]
@@ -21,62 +22,78 @@ __all__ = ["LevelSetSearch"]
 class LevelSetSearch(Search):
     r"""Moves along the level set of the task losses with a LoRA that is aligned with the objective's gradient.
 
-    1. The direction is the gradient :math:`h` of the objective without its part in the span of the gradients of the
-       held losses, so that to first order no held loss moves. A LoRA of the configured rank takes it, weight by weight.
-    2. A step in it, as long as the objective needs to first order to reach what it aims at, then a chord step with the
-       gradients at hand back to the held losses.
+    1. The direction is the gradient :math:`h` of the objective, without its part in the span of the gradients of the
+       held losses. To first order, no held loss changes along it. A LoRA follows it, weight by weight: the best
+       approximation of the given rank.
+    2. The step is as long as the objective needs, to first order, to reach what it aims at. A chord step with the
+       gradients at hand then leads back to the held losses.
     3. If the candidate is refused, the step is shortened.
 
-    One candidate takes two forward passes, and the backward passes that the update of the step needs in any case.
+    A candidate takes two forward passes, and the backward passes that the update needs in any case.
 
     Args:
-        size: Longest step, relative to the norm of the weights that move. Objectives without an aim take all of it.
+        rank: Rank of the LoRA.
+        target_modules: The modules whose weights may change: names or endings of names, a regular expression, or
+            ``"all-linear"``, as in :class:`peft.LoraConfig`. ``None`` for all. The search changes weights with two or
+            more dimensions, whatever the class of their module.
+        full_rank: Move all shared parameters freely instead of by a LoRA.
+        size: Longest step, relative to the norm of the weights that move. An objective without an aim takes all of it.
         steps: Number of steps, each from where the last one arrived.
         backtracks: How often a refused step is shortened.
-        shrink: The factor it is shortened by.
-        full_rank: Move all shared parameters freely instead of by a LoRA.
+        shrink: The factor by which it is shortened.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or has no effect beside another.
     """
 
     def __init__(
         self,
+        rank: int = 5,
+        target_modules: Sequence[str] | str | None = None,
+        full_rank: bool = False,
         size: float = 0.04,
         steps: int = 1,
         backtracks: int = 3,
         shrink: float = 0.4,
-        full_rank: bool = False,
     ) -> None:
-        if not size > 0:
-            raise ValueError(f"`size` must be positive; got {size!r}.")
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`steps` must be an integer of at least 1; got {steps!r}.")
-        if not isinstance(backtracks, int) or backtracks < 0:
-            raise ValueError(f"`backtracks` must be an integer of at least 0; got {backtracks!r}.")
-        if not 0 < shrink < 1:
-            raise ValueError(f"`shrink` must be between 0 and 1; got {shrink!r}.")
+        check_integer("rank", rank, 1)
+        names = [] if target_modules is None or isinstance(target_modules, str) else list(target_modules)
+        if not all(isinstance(name, str) for name in names) or target_modules in ("", [], ()):
+            raise ValueError(
+                f"`target_modules` must be a list of names, a regular expression, or None for all; got"
+                f" {target_modules!r}."
+            )
+        if full_rank:
+            check_effect("rank", rank, 5, "with `full_rank=True`")
+            check_effect("target_modules", target_modules, None, "with `full_rank=True`")
+        check_positive("size", size)
+        check_integer("steps", steps, 1)
+        check_integer("backtracks", backtracks, 0)
+        check_between("shrink", shrink, 0, 1)
+        if backtracks == 0:
+            check_effect("shrink", shrink, 0.4, "with `backtracks=0`")
+        self.rank = rank
+        self.target_modules = target_modules if isinstance(target_modules, str) else names or None
+        self.full_rank = full_rank
         self.size = size
         self.rounds = steps
         self.backtracks = backtracks
         self.shrink = shrink
-        self.full_rank = full_rank
 
     @override
     def candidates(self, context: SearchContext) -> Iterator[None]:
-        landscape, start = context.landscape, context.start
+        surface, start = context.surface, context.start
         level_set = LevelSet(start.gradients, context.invariance)
-        origin = landscape.position()
-        value, gradient = context.objective.value_and_gradient(landscape, start)
+        origin = surface.position()
+        value, gradient = context.objective.value_and_gradient(surface, start)
         tangent = step = level_set.tangent(gradient)
-        # Where the objective changes with the held losses alone, what is left is rounding, and no direction.
+        # If the objective changes only together with the held losses, what is left is rounding, and no direction.
         if not tangent.norm() > 100 * torch.finfo(tangent.dtype).eps * gradient.norm():
             return
-        scale = landscape.norm()
+        scale = surface.norm()
         if not self.full_rank:
-            assert isinstance(context.adapter, LoraConfig)
-            targets = matrix_parameters(context.modules, landscape.shared, context.adapter)
-            step = low_rank(step, landscape.shared, targets, context.adapter.r)
+            targets = matrix_parameters(context.modules, surface.shared, self.is_target)
+            step = low_rank(step, surface.shared, targets, self.rank)
             scale = norm_of(targets)
         length = step.norm()
         if not length > 0:
@@ -89,32 +106,34 @@ class LevelSetSearch(Search):
             reach = min(reach, (context.objective.aim(value) - value) / slope)
         reach /= float(length)
         for _ in range(1 + self.backtracks):
-            landscape.move_to(origin)
-            landscape.move_by(step, reach)
-            losses = landscape.losses()
+            surface.move_to(origin)
+            surface.move_by(step, reach)
+            losses = surface.losses()
             context.record("step", losses=losses, drift=drift(losses, start.losses, context.invariance))
-            landscape.move_by(level_set.retraction(losses - start.losses))
+            surface.move_by(level_set.retraction(losses - start.losses))
             yield
             reach *= self.shrink
 
     @override
-    def reach(
-        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
-    ) -> Sequence[Parameter]:
+    def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
         if self.full_rank:
             return shared
-        if not isinstance(adapter, LoraConfig):
-            raise ValueError(
-                "`adapter` must be a peft.LoraConfig for the level set search, whose adapter is the best approximation"
-                f" of a given rank; got {type(adapter).__name__}. Use `search='penalty'` with it."
-            )
-        reached = matrix_parameters(modules, shared, adapter)
+        reached = matrix_parameters(modules, shared, self.is_target)
         if not reached:
-            raise ValueError(unreachable_message(adapter))
+            raise ValueError(
+                f"LevelSetSearch with `target_modules={self.target_modules!r}` reaches no weight of the shared modules."
+                " It reaches weights with two or more dimensions that require a gradient. Leave `target_modules` unset"
+                " to take all, or pass `full_rank=True` to move every shared parameter."
+            )
         return reached
 
+    @override
+    def is_target(self, name: str, module: nn.Module) -> bool:
+        return is_target(LoraConfig(target_modules=self.target_modules), name, module)
+
     def __repr__(self) -> str:
+        where = "full_rank=True" if self.full_rank else f"rank={self.rank}, target_modules={self.target_modules!r}"
         return (
-            f"LevelSetSearch(size={self.size}, steps={self.rounds}, backtracks={self.backtracks},"
-            f" shrink={self.shrink}, full_rank={self.full_rank})"
+            f"LevelSetSearch({where}, size={self.size}, steps={self.rounds}, backtracks={self.backtracks},"
+            f" shrink={self.shrink})"
         )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from peft import PeftConfig
-from torch import nn
+from peft import LoraConfig, PeftConfig
+from torch import Tensor, nn
 from torch.nn import Parameter
 from typing_extensions import override
 
-from lightning_cost.adapters import PeftAdapter, reachable_layers, unreachable_message
-from lightning_cost.gradients import GradientBuffer, combine
+from lightning_cost._arguments import check_between, check_effect, check_integer, check_not_negative, check_positive
+from lightning_cost._vectors import combine
 from lightning_cost.invariance import loss_fluctuation, loss_fluctuation_weights
-from lightning_cost.landscape import Point
+from lightning_cost.searches._adapters import (
+    PeftAdapter,
+    changed_fields,
+    check_config,
+    is_target,
+    reachable_layers,
+    unreachable_message,
+)
 from lightning_cost.searches._base import Search, SearchContext
+from lightning_cost.surface import Point
 
 __all__ = ["PenaltySearch"]
 
@@ -28,21 +35,24 @@ class PenaltySearch(Search):
     respect to the weights, pulled back through the weight change that the adapter means.
 
     Args:
+        adapter: PEFT configuration of the change of the weights: LoRA, LoHa or LoKr. Its ``target_modules``, if set,
+            choose among the layers of the shared modules. ``None`` for LoRA of rank 5, the paper's.
         steps: Number of Adam steps. The paper does not state it.
         lr: Their learning rate; ``None`` takes the one of the shared parameters, as the paper does.
         gamma: The weight :math:`\gamma` of the objective.
         relative: Whether :math:`L_t` measures each loss relative to where it was. Eq. 7 does not, and fails where tasks
             differ in scale.
-        invariance_weight: A factor of :math:`L_t`: 1 in Eq. 11, 0 in the ablation that leaves it out (Table 4).
+        invariance_weight: A factor of :math:`L_t`: 1 in Eq. 11, 0 in the ablation without it (Table 4).
         backtracks: How often a refused change is shortened.
-        shrink: The factor it is shortened by.
+        shrink: The factor by which it is shortened.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or has no effect beside another.
     """
 
     def __init__(
         self,
+        adapter: PeftConfig | None = None,
         steps: int = 30,
         lr: float | None = None,
         gamma: float = 0.1,
@@ -51,18 +61,18 @@ class PenaltySearch(Search):
         backtracks: int = 3,
         shrink: float = 0.4,
     ) -> None:
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`steps` must be an integer of at least 1; got {steps!r}.")
-        if lr is not None and not lr > 0:
-            raise ValueError(f"`lr` must be positive, or None for the optimizer's; got {lr!r}.")
-        if not gamma >= 0:
-            raise ValueError(f"`gamma` must not be negative; got {gamma!r}.")
-        if not 0 <= invariance_weight < math.inf:
-            raise ValueError(f"`invariance_weight` must be a number of at least 0; got {invariance_weight!r}.")
-        if not isinstance(backtracks, int) or backtracks < 0:
-            raise ValueError(f"`backtracks` must be an integer of at least 0; got {backtracks!r}.")
-        if not 0 < shrink < 1:
-            raise ValueError(f"`shrink` must be between 0 and 1; got {shrink!r}.")
+        check_integer("steps", steps, 1)
+        if lr is not None:
+            check_positive("lr", lr)
+        check_not_negative("gamma", gamma)
+        check_not_negative("invariance_weight", invariance_weight)
+        if invariance_weight == 0:
+            check_effect("relative", relative, True, "with `invariance_weight=0`")
+        check_integer("backtracks", backtracks, 0)
+        check_between("shrink", shrink, 0, 1)
+        if backtracks == 0:
+            check_effect("shrink", shrink, 0.4, "with `backtracks=0`")
+        self.adapter = check_config(LoraConfig(r=5) if adapter is None else adapter)
         self.steps = steps
         self.lr = lr
         self.gamma = gamma
@@ -73,65 +83,65 @@ class PenaltySearch(Search):
 
     @override
     def candidates(self, context: SearchContext) -> Iterator[None]:
-        landscape = context.landscape
-        origin = landscape.position()
-        adapter = PeftAdapter(context.modules, landscape.shared, context.adapter, landscape.generator)
+        surface = context.surface
+        origin = surface.position()
+        adapter = PeftAdapter(context.modules, surface.shared, self.adapter, surface.generator)
         optimizer = torch.optim.Adam(adapter.parameters, lr=context.learning_rate if self.lr is None else self.lr)
-        buffer = GradientBuffer()
+        spare = None
         for _ in range(self.steps):
             change = adapter.change()
-            landscape.move_to(origin)
-            landscape.move_by(change.detach())
-            gradient = self._gradient(context, buffer)
+            surface.move_to(origin)
+            surface.move_by(change.detach())
+            gradient, spare = self._gradient(context, spare)
             pulled = torch.autograd.grad(change, adapter.parameters, grad_outputs=gradient, allow_unused=True)
             for parameter, piece in zip(adapter.parameters, pulled, strict=True):
                 parameter.grad = piece
             optimizer.step()
         change = adapter.change().detach()
         for _ in range(1 + self.backtracks):
-            landscape.move_to(origin)
-            landscape.move_by(change)
+            surface.move_to(origin)
+            surface.move_by(change)
             yield
             change.mul_(self.shrink)
 
-    def _gradient(self, context: SearchContext, buffer: GradientBuffer) -> torch.Tensor:
-        """The gradient of Eq. 11 with respect to the shared parameters."""
-        landscape, reference = context.landscape, context.start.losses
+    def _gradient(self, context: SearchContext, spare: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The gradient of Eq. 11 with respect to the shared parameters, and a matrix whose memory is free again."""
+        surface, reference = context.surface, context.start.losses
 
-        def fluctuation_weights(losses: torch.Tensor) -> torch.Tensor:
+        def fluctuation_weights(losses: Tensor) -> Tensor:
             weights = loss_fluctuation_weights(losses, reference, context.invariance, relative=self.relative)
             return self.invariance_weight * weights
 
         if context.objective.uses_task_gradients:
-            buffer.restart(context.start.gradients, context.start.losses.tolist())
-            evaluated = landscape.point(buffer)
-            assert evaluated is not None
-            point = evaluated
-            gradient = combine(point.gradients.matrix, fluctuation_weights(point.losses))
+            point = surface.point(context.start, spare)
+            spare = point.gradients.matrix
+            gradient = combine(spare, fluctuation_weights(point.losses))
         else:
-            losses, gradient = landscape.gradient(fluctuation_weights)
+            losses, gradient = surface.gradient(fluctuation_weights)
             point = Point(losses)
-        value, ascent = context.objective.value_and_gradient(landscape, point)
+        value, ascent = context.objective.value_and_gradient(surface, point)
         context.record(
             "search",
             losses=point.losses,
             loss_fluctuation=loss_fluctuation(point.losses, reference, context.invariance, relative=self.relative),
             objective=value,
         )
-        return gradient.sub_(ascent, alpha=self.gamma)
+        return gradient.sub_(ascent, alpha=self.gamma), spare
 
     @override
-    def reach(
-        self, modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], adapter: PeftConfig
-    ) -> Sequence[Parameter]:
-        layers = reachable_layers(modules, shared, adapter)
+    def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
+        layers = reachable_layers(modules, shared, self.adapter)
         if not layers:
-            raise ValueError(unreachable_message(adapter))
+            raise ValueError(unreachable_message(self.adapter))
         return [dict(layer.named_parameters(recurse=False))["weight"] for layer in layers]
+
+    @override
+    def is_target(self, name: str, module: nn.Module) -> bool:
+        return is_target(self.adapter, name, module)
 
     def __repr__(self) -> str:
         return (
-            f"PenaltySearch(steps={self.steps}, lr={self.lr}, gamma={self.gamma}, relative={self.relative},"
-            f" invariance_weight={self.invariance_weight},"
+            f"PenaltySearch(adapter={changed_fields(self.adapter)}, steps={self.steps}, lr={self.lr},"
+            f" gamma={self.gamma}, relative={self.relative}, invariance_weight={self.invariance_weight},"
             f" backtracks={self.backtracks}, shrink={self.shrink})"
         )

@@ -12,12 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from peft import LoraConfig
 from PIL import Image
 from torch import nn
 from torchjd.aggregation import FairGrad, UPGrad
 
-from lightning_cost.adapters import matrix_parameters
+from lightning_cost.searches import LevelSetSearch
 from recipes.celeba import CelebADataModule, CelebAModel
 from recipes.celeba.attributes import ATTRIBUTES, SINGLE_TASK_F1
 from recipes.celeba.bars import AttributeBars, bar_figure
@@ -96,7 +95,7 @@ def test_the_network_computes_what_it_says():
 def test_adapters_reach_every_matrix():
     net = FaceNet(1)
     matrices = {id(parameter) for parameter in net.parameters() if parameter.ndim > 1}
-    found = matrix_parameters([("backbone", net)], list(net.parameters()), LoraConfig(r=5))
+    found = LevelSetSearch().reach({"backbone": net}, list(net.parameters()))
     assert {id(parameter) for parameter in found} == matrices
 
 

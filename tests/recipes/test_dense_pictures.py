@@ -24,9 +24,9 @@ from recipes.dense.last_epochs import LastEpochsMean
 from recipes.dense.model import DenseModel
 from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
 from recipes.nyuv2 import NYUV2, NYUv2DataModule
-from tests.support.nets import make_mlp, make_trainer
 from tests.support.dense_files import write_random
 from tests.support.dense_models import Metrics, lively, logged, tiny
+from tests.support.nets import make_mlp, make_trainer
 
 
 @pytest.fixture(scope="module")

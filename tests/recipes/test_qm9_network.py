@@ -5,7 +5,8 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from lightning_cost.adapters import matrix_parameters, reachable_layers
+from lightning_cost.searches import LevelSetSearch
+from lightning_cost.searches._adapters import reachable_layers
 from recipes.qm9.network import MoleculeNet
 
 
@@ -76,11 +77,11 @@ def test_the_order_of_the_atoms_does_not_matter():
 def test_adapters_reach_every_matrix():
     net = MoleculeNet(8, 6)
     matrices = {name for name, parameter in net.named_parameters() if parameter.ndim > 1}
-    modules, shared = [("backbone", net)], list(net.parameters())
+    modules, shared = {"backbone": net}, list(net.parameters())
     by_id = {id(parameter): name for name, parameter in net.named_parameters()}
     layers = reachable_layers(modules, shared, LoraConfig(r=5))
     assert {by_id[id(layer.weight)] for layer in layers} == matrices
-    assert {by_id[id(parameter)] for parameter in matrix_parameters(modules, shared, LoraConfig(r=5))} == matrices
+    assert {by_id[id(parameter)] for parameter in LevelSetSearch().reach(modules, shared)} == matrices
 
 
 def test_it_can_be_differentiated_twice():

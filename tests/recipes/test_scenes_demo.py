@@ -19,8 +19,8 @@ from recipes.dense.mean_predictor import MeanPredictor
 from recipes.scenes import demo
 from recipes.scenes.data import RoomsDataModule
 from recipes.scenes.problems import PROBLEMS
-from tests.support.nets import make_trainer
 from tests.support.dense_models import tiny
+from tests.support.nets import make_trainer
 
 
 @pytest.fixture

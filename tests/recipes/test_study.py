@@ -17,11 +17,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_cost import SymmetryTeleportCallback
+from lightning_cost import SymmetryTeleportCallback, TeleportReport
 from lightning_cost.gradients import TaskGradients
-from lightning_cost.landscape import Point
 from lightning_cost.objectives import RandomDirection
-from lightning_cost.teleport import TeleportReport
+from lightning_cost.surface import Point
 from lightning_cost.triggers import Majority, any_conflict, dominated_conflict, weak_conflict
 from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import Evaluation, Look, Measured, train_and_test
@@ -225,17 +224,17 @@ class Probe(LookAhead):
         super().__init__(steps=3.0, epsilon=1e-5)
         self.errors = []
 
-    def value_and_gradient(self, landscape, point):
-        value, gradient = super().value_and_gradient(landscape, point)
+    def value_and_gradient(self, surface, point):
+        value, gradient = super().value_and_gradient(surface, point)
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(len(gradient), generator=generator, dtype=gradient.dtype)
         direction /= direction.norm()
         ends = []
         for sign in (1, -1):
-            with landscape.displaced(direction, sign * 1e-5):
-                losses, mean = landscape.gradient(torch.full((3,), 1 / 3, dtype=gradient.dtype))
+            with surface.displaced(direction, sign * 1e-5):
+                losses, mean = surface.gradient(torch.full((3,), 1 / 3, dtype=gradient.dtype))
                 matrix = mean.repeat(3, 1)
-                ends.append(self.value(landscape, Point(losses, TaskGradients(point.gradients.names, matrix))))
+                ends.append(self.value(surface, Point(losses, TaskGradients(point.gradients.names, matrix))))
         slope = (ends[0] - ends[1]) / 2e-5
         self.errors.append(abs(slope - float(gradient @ direction)) / abs(slope))
         return value, gradient
@@ -254,8 +253,8 @@ def test_a_running_direction_averages_the_gradients_of_teleports():
     seen = []
 
     class Spy(RandomDirection):
-        def value_and_gradient(self, landscape, point):
-            value, gradient = super().value_and_gradient(landscape, point)
+        def value_and_gradient(self, surface, point):
+            value, gradient = super().value_and_gradient(surface, point)
             seen.append(gradient.clone())
             return value, gradient
 

@@ -18,8 +18,8 @@ from torch.distributed.nn.functional import all_reduce
 from torchjd.aggregation import UPGrad
 
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
-from lightning_cost.landscape import Landscape, Point
 from lightning_cost.objectives import ConflictAlignment, RandomDirection
+from lightning_cost.surface import Point, Surface
 from tests.support.nets import Batch, Net, fit, make_batches, make_mlp, make_trainer
 from tests.support.teleporting import SaveAt, StatefulBatches, teleporter
 
@@ -224,15 +224,15 @@ class OtherTasksNet(Net):
 class RankValue(ConflictAlignment):
     """Lets one rank accept what the other refuses."""
 
-    def value(self, landscape: Landscape, point: Point) -> float:
-        return super().value(landscape, point) * (1 if dist.get_rank() == 0 else -1)
+    def value(self, surface: Surface, point: Point) -> float:
+        return super().value(surface, point) * (1 if dist.get_rank() == 0 else -1)
 
 
 class RankDirection(RandomDirection):
     """Leads the ranks apart."""
 
-    def value_and_gradient(self, landscape: Landscape, point: Point) -> tuple[None, Tensor]:
-        _, direction = super().value_and_gradient(landscape, point)
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[None, Tensor]:
+        _, direction = super().value_and_gradient(surface, point)
         return None, direction * (1.0 if dist.get_rank() == 0 else -1.0)
 
 
@@ -241,8 +241,8 @@ def scaler_plugins() -> list[Any]:
 
 
 def resumed(rank: int, path: Any, method: Callable[[], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A run with teleports on two batches, and one that goes on from its checkpoint after seven steps."""
-    callback = partial(teleporter, check_every_n_steps=2, num_batches=2)
+    """A run with teleports, and one that goes on from its checkpoint after seven steps."""
+    callback = partial(teleporter, check_every_n_steps=2)
     outcomes = []
     for ckpt_path in (None, path):
         teleports, module = callback(), Net(method())

@@ -13,10 +13,12 @@ from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
 from lightning_cost import MultiTaskMixin, TaskGradients
-from lightning_cost.gradients import GradientBuffer
-from lightning_cost.landscape import Landscape, Point
-from lightning_cost.replay import RecordedBatch
-from lightning_cost.rng import RngState
+from lightning_cost._lightning.recording import RecordedBatch
+from lightning_cost._lightning.rng import RngState
+from lightning_cost._training.engine import engine_of
+from lightning_cost._training.evaluate import values_of
+from lightning_cost._training.shared import shared_parameters
+from lightning_cost.surface import Surface
 
 Batch = dict[str, Tensor]
 LossFunction = Callable[[Tensor], Tensor]
@@ -104,19 +106,21 @@ def _trainer_of_precision(precision: str) -> Trainer:
 
 def record(module: MultiTaskMixin, batch: Any, batch_idx: int = 0) -> RecordedBatch:
     rng = RngState.capture()
-    return RecordedBatch(batch, batch_idx, rng, module.evaluate_tasks(batch, batch_idx).values)
+    return RecordedBatch(batch, batch_idx, rng, values_of(engine_of(module).evaluate(batch, batch_idx)))
 
 
-def landscape_of(module: MultiTaskMixin, *batches: Any, seed: int = 0, precision: str = "32-true") -> Landscape:
-    """The landscape of a module that is attached to a Trainer."""
+def surface_of(module: MultiTaskMixin, *batches: Any, seed: int = 0, precision: str = "32-true") -> Surface:
+    """The surface of a module that is attached to a Trainer, as the callback makes it."""
     module.trainer = _trainer_of_precision(precision)
-    return Landscape(module, [record(module, batch) for batch in batches], torch.Generator().manual_seed(seed))
-
-
-def point_of(landscape: Landscape) -> Point:
-    point = landscape.point(GradientBuffer())
-    assert point is not None
-    return point
+    engine = engine_of(module)
+    return Surface(
+        [functools.partial(engine.replay, record(module, batch)) for batch in batches],
+        shared_parameters(module),
+        list(module.parameters()),
+        engine.scalarize_again,
+        torch.Generator().manual_seed(seed),
+        engine.numerics,
+    )
 
 
 def flat_parameters(module: nn.Module) -> Tensor:

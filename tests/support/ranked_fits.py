@@ -19,8 +19,8 @@ from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
 from recipes.nyuv2 import NYUv2DataModule, NYUv2Model
 from recipes.qm9.data import QM9DataModule
 from recipes.qm9.model import QM9Model
-from tests.support.nets import make_trainer
 from tests.support.dense_models import TINY
+from tests.support.nets import make_trainer
 from tests.support.qm9_runs import NARROW, SIZES
 
 Parts = tuple[L.LightningModule, L.LightningDataModule, list[Callback]]

@@ -48,7 +48,6 @@ RUNS: dict[str, tuple[dict[str, Any], Any, int]] = {
         ADAM,
         1,
     ),
-    "3 batches": ({"num_batches": 3}, MOMENTUM, 1),
     "paper history": ({"history": "paper"}, ADAM, 1),
     "momentum history": ({"history": "momentum"}, MOMENTUM, 1),
     "2 an epoch": ({"max_per_epoch": 2, "history": "momentum"}, ADAM, 1),
@@ -59,7 +58,7 @@ RUNS: dict[str, tuple[dict[str, Any], Any, int]] = {
         1,
     ),
     "accumulation": ({}, ADAM, 2),
-    "accumulation, 3 batches": ({"num_batches": 3, "history": "momentum"}, MOMENTUM, 2),
+    "accumulation, momentum history": ({"history": "momentum"}, MOMENTUM, 2),
 }
 METHODS: dict[str, Any] = {"LS": None, "UPGrad": UPGrad}
 

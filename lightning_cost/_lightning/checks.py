@@ -21,17 +21,33 @@ def gradient_scaler(trainer: Trainer) -> Any:
 
 
 def loss_scale_of(trainer: Trainer) -> float:
-    """The factor that the gradient scaler puts before the loss; 1 without a scaler."""
+    """The factor by which the gradient scaler multiplies the loss; 1 without a scaler."""
     scaler = gradient_scaler(trainer)
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that shard parameters, reduce gradients in their own way or do not run eagerly.
+def check_automatic_optimization(module: LightningModule, who: str) -> None:
+    """Refuse manual optimization.
+
+    Args:
+        module: The module.
+        who: What needs automatic optimization.
 
     Raises:
-        MisconfigurationException: If the strategy is not a single device or DDP, or averages models instead of
-            gradients.
+        MisconfigurationException: If the module optimizes manually.
+    """
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{who} needs automatic optimization, but {type(module).__name__} sets `automatic_optimization = False`."
+        )
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that shard parameters, reduce gradients in their own way, or do not run eagerly.
+
+    Raises:
+        MisconfigurationException: If the strategy is neither a single device nor DDP, or if it averages models
+            instead of gradients.
     """
     strategy = trainer.strategy
     # DeepSpeed and XLA subclass what is supported.
@@ -51,10 +67,11 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_optimizer(module: LightningModule) -> Optimizer:
-    """The only optimizer of a fit that starts.
+    """The only optimizer of a fit.
 
     Raises:
-        MisconfigurationException: If there are several, or one whose step is not an ordinary one.
+        MisconfigurationException: If there are several optimizers, or if the step of the optimizer is not an ordinary
+            one.
     """
     trainer = module.trainer
     if len(trainer.optimizers) != 1:
@@ -78,16 +95,18 @@ def check_unscaling(trainer: Trainer) -> None:
     for optimizer in trainer.optimizers if gradient_scaler(trainer) is not None else ():
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             raise MisconfigurationException(
-                f"A fused {type(optimizer).__name__} unscales the gradients inside its step, after they were replaced"
-                f" by unscaled ones; got precision={trainer.precision!r}. Pass `fused=False`, or use 'bf16-mixed'."
+                f"A fused {type(optimizer).__name__} divides the gradients by the loss scale inside its step, but by"
+                f" then they hold aggregated gradients without that scale; got precision={trainer.precision!r}. Pass"
+                " `fused=False`, or use 'bf16-mixed'."
             )
 
 
-def keep_what_compiled_code_saves() -> None:
-    """Have ``torch.compile`` make code that can be differentiated once a task.
+def allow_repeated_backward() -> None:
+    """Make ``torch.compile`` produce code whose backward can run several times.
 
-    By default its backward may write over what its forward saved, so that it runs only once. That is decided when it is
-    compiled, in a setting that belongs to the process: what was compiled with the other one is compiled again.
+    By default the backward of compiled code may overwrite tensors that its forward saved, so that it can run only
+    once. ``torch.compile`` decides this when it compiles, by a setting of the whole process. If this call changes the
+    setting, code that is already compiled is compiled again.
     """
     if getattr(functorch_config, "donated_buffer", False):
         functorch_config.donated_buffer = False

@@ -1,19 +1,19 @@
-"""Where to move: low-rank changes of the shared weights, by PEFT adapters or aligned with a direction."""
+"""Low-rank changes of the shared weights: by PEFT adapters, or aligned with a direction."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftType, inject_adapter_in_model
+from peft import PeftConfig, PeftType, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_cost.gradients import views
+from lightning_cost._vectors import views
 
-__all__ = ["PeftAdapter", "low_rank", "matrix_parameters"]
+__all__: list[str] = []
 
 _ADAPTER = "teleport"
 # PEFT's own list of layers is longer, but these are the ones whose weight change has the shape of the weight.
@@ -26,9 +26,9 @@ _KINDS = (PeftType.LORA, PeftType.LOHA, PeftType.LOKR)
 class PeftAdapter:
     """The weight change that a PEFT adapter means, as a differentiable function of the adapter's parameters.
 
-    PEFT wraps the layers, but in a container of its own that shares them with the model: the model is never changed, so
-    that there is nothing to unwrap, compiled graphs stay valid, and modules that use a weight without calling the layer
-    (attention does) see the change like any other.
+    PEFT wraps the layers in a container of its own, which shares them with the model. The model itself is never
+    changed: there is nothing to unwrap, compiled graphs stay valid, and modules that use a weight without calling its
+    layer (attention does) see the change like any other.
 
     Args:
         modules: The shared modules.
@@ -43,7 +43,7 @@ class PeftAdapter:
 
     def __init__(
         self,
-        modules: Sequence[tuple[str, nn.Module]],
+        modules: Mapping[str, nn.Module],
         shared: Sequence[Parameter],
         config: PeftConfig,
         generator: torch.Generator,
@@ -147,23 +147,27 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 def matrix_parameters(
-    modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], config: LoraConfig
+    modules: Mapping[str, nn.Module], shared: Sequence[Parameter], is_target: Callable[[str, nn.Module], bool]
 ) -> list[Parameter]:
     """The shared weights that an aligned LoRA can change: matrices, and tensors seen as matrices.
 
-    Unlike PEFT's layers this reaches every kind of weight with two or more dimensions, recurrent ones included. The
-    configuration's ``target_modules`` choose among the modules that own them.
+    PEFT knows certain layers only. This reaches any weight with two or more dimensions, recurrent ones included.
+
+    Args:
+        modules: The shared modules by name.
+        shared: The shared parameters.
+        is_target: Chooses among the modules that own weights, by their dotted name.
     """
     wanted = {id(parameter) for parameter in shared if parameter.ndim >= 2}
     found: dict[Parameter, None] = {}
     for name, module in _named_submodules(modules):
-        if _is_target(config, name, module):
+        if is_target(name, module):
             found.update(dict.fromkeys(p for p in module.parameters(recurse=False) if id(p) in wanted))
     return list(found)
 
 
 def reachable_layers(
-    modules: Sequence[tuple[str, nn.Module]], shared: Sequence[Parameter], config: PeftConfig
+    modules: Mapping[str, nn.Module], shared: Sequence[Parameter], config: PeftConfig
 ) -> list[nn.Module]:
     """The layers of the shared modules that a PEFT adapter can change, each weight once."""
     wanted = {id(parameter) for parameter in shared}
@@ -172,29 +176,41 @@ def reachable_layers(
         # A parametrized layer computes its weight, so that its parameters lack the plain name.
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         reachable = isinstance(module, _LAYERS) and id(weight) in wanted and _fits(module, config)
-        if reachable and _is_target(config, name, module):
+        if reachable and is_target(config, name, module):
             layers.setdefault(id(weight), module)
     return list(layers.values())
 
 
 def left_out(
-    modules: Sequence[tuple[str, nn.Module]],
+    modules: Mapping[str, nn.Module],
     shared: Sequence[Parameter],
-    config: PeftConfig,
+    is_target: Callable[[str, nn.Module], bool],
     reached: Sequence[Parameter],
 ) -> list[str]:
-    """The modules, with their kinds, that the configuration targets and that own shared matrices out of reach."""
+    """The targeted modules, with their classes, that own shared matrices which are not reached."""
     missing = {id(parameter) for parameter in shared if parameter.ndim >= 2} - {id(parameter) for parameter in reached}
     names = {}
     for name, module in _named_submodules(modules):
         owned = {id(parameter) for parameter in module.parameters(recurse=False)}
-        if owned & missing and _is_target(config, name, module):
+        if owned & missing and is_target(name, module):
             names[name] = f"{name} ({type(module).__name__})"
     return list(names.values())
 
 
+def changed_fields(config: PeftConfig) -> str:
+    """A configuration, without the dozens of fields that have their default."""
+    default = type(config)().to_dict()
+    changed = {
+        # The order of a set differs between processes.
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+        if value != default.get(name)
+    }
+    return f"{type(config).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+
 def unreachable_message(config: PeftConfig) -> str:
-    """What to say when an adapter reaches no shared weight."""
+    """The error for an adapter that reaches no shared weight."""
     targets = getattr(config, "target_modules", None)
     return (
         f"`adapter` ({type(config).__name__}, target_modules={targets!r}) reaches no weight of the shared modules."
@@ -246,14 +262,15 @@ def check_config(config: object) -> PeftConfig:
     return config
 
 
-def _named_submodules(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
-    for prefix, root in modules:
+def _named_submodules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for prefix, root in modules.items():
         for name, module in root.named_modules():
             # `torch.compile` puts a module around another, which is no part of the name that users gave.
             yield ".".join([prefix, *(part for part in name.split(".") if part not in ("", "_orig_mod"))]), module
 
 
-def _is_target(config: PeftConfig, name: str, module: nn.Module) -> bool:
+def is_target(config: PeftConfig, name: str, module: nn.Module) -> bool:
+    """Whether a configuration targets a module, by its dotted name."""
     targets = getattr(config, "target_modules", None)
     if targets == "all-linear" and not isinstance(module, nn.Linear):
         return False

@@ -12,28 +12,25 @@ from torch.testing import assert_close
 from torchjd.aggregation import UPGrad
 from torchjd.scalarization import Constant
 
-from lightning_cost.gradients import GradientBuffer
-from lightning_cost.landscape import Landscape, Point
-from lightning_cost.mixin import StepLosses
+from lightning_cost.surface import Point, Surface
 from tests.support.problems import (
     Problem,
     conv_batch,
     conv_problem,
     flat_parameters,
     jacobian,
-    landscape_of,
     loss_function,
     mlp_batch,
     mlp_problem,
-    point_of,
+    surface_of,
 )
 
 exactly = functools.partial(assert_close, rtol=1e-10, atol=1e-12)
 
 
-def noise(landscape: Landscape, seed: int = 5) -> Tensor:
+def noise(surface: Surface, seed: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(landscape.num_parameters, generator=generator, dtype=torch.float64)
+    return torch.randn(surface.num_parameters, generator=generator, dtype=torch.float64)
 
 
 def hessian_vector(losses: Any, position: Tensor, weights: Tensor, vector: Tensor) -> Tensor:
@@ -41,19 +38,19 @@ def hessian_vector(losses: Any, position: Tensor, weights: Tensor, vector: Tenso
 
 
 def test_needs_a_batch() -> None:
-    with pytest.raises(ValueError, match="`batches` must hold at least one recorded batch; got none"):
-        landscape_of(mlp_problem())
+    with pytest.raises(ValueError, match="`batches` must hold at least one function; got none"):
+        surface_of(mlp_problem())
 
 
 def test_position_is_the_shared_parameters_and_nothing_else() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    assert landscape.num_parameters == 5 * 6 + 6 + 6 * 4 + 4
-    assert torch.equal(landscape.position(), flat_parameters(module))
+    surface = surface_of(module, mlp_batch())
+    assert surface.num_parameters == 5 * 6 + 6 + 6 * 4 + 4
+    assert torch.equal(surface.position(), flat_parameters(module))
     heads = [p.detach().clone() for p in module.heads.parameters()]
-    target = noise(landscape)
+    target = noise(surface)
     identities = [id(p) for p in module.parameters()]
-    landscape.move_to(target)
+    surface.move_to(target)
     assert torch.equal(flat_parameters(module), target)
     assert [id(p) for p in module.parameters()] == identities
     assert all(torch.equal(p, before) for p, before in zip(module.heads.parameters(), heads, strict=True))
@@ -61,10 +58,10 @@ def test_position_is_the_shared_parameters_and_nothing_else() -> None:
 
 def test_position_is_a_copy() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
-    position = landscape.position()
+    surface = surface_of(module, mlp_batch())
+    position = surface.position()
     before = position.clone()
-    landscape.move_to(position + 1)
+    surface.move_to(position + 1)
     assert torch.equal(position, before)
 
 
@@ -73,31 +70,31 @@ def test_position_is_a_copy() -> None:
 def test_losses_and_gradients_equal_autograd(problem: Any, batch: Any, num_batches: int) -> None:
     module = problem()
     batches = [batch(seed=seed) for seed in range(num_batches)]
-    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
+    surface, losses = surface_of(module, *batches), loss_function(module, *batches)
     position = flat_parameters(module) + 0.1
-    landscape.move_to(position)
+    surface.move_to(position)
     matrix = jacobian(losses, position).detach()
     weights = torch.tensor([0.3, -2.0, 1.1], dtype=torch.float64)
 
-    exactly(landscape.losses(), losses(position).detach())
-    values, gradient = landscape.gradient(weights)
+    exactly(surface.losses(), losses(position).detach())
+    values, gradient = surface.gradient(weights)
     exactly(values, losses(position).detach())
     exactly(gradient, weights @ matrix)
-    point = point_of(landscape)
+    point = surface.point()
     exactly(point.losses, losses(position).detach())
     exactly(point.gradients.matrix, matrix)
     assert point.gradients.names == ("task0", "task1", "task2")
-    assert torch.equal(landscape.position(), position)
+    assert torch.equal(surface.position(), position)
 
 
 @pytest.mark.parametrize("num_batches", [1, 2])
 def test_weights_may_depend_on_the_losses_of_all_batches(num_batches: int) -> None:
     module = mlp_problem()
     batches = [mlp_batch(seed=seed) for seed in range(num_batches)]
-    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
+    surface, losses = surface_of(module, *batches), loss_function(module, *batches)
     position = flat_parameters(module)
     expected = losses(position).detach()
-    values, gradient = landscape.gradient(lambda seen: 2 * seen)
+    values, gradient = surface.gradient(lambda seen: 2 * seen)
     exactly(values, expected)
     exactly(gradient, 2 * expected @ jacobian(losses, position).detach())
 
@@ -106,14 +103,14 @@ def test_weights_may_depend_on_the_losses_of_all_batches(num_batches: int) -> No
 def test_a_weight_of_zero_leaves_its_task_out(num_batches: int) -> None:
     module = mlp_problem()
     batches = [mlp_batch(seed=seed) for seed in range(num_batches)]
-    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
+    surface, losses = surface_of(module, *batches), loss_function(module, *batches)
     matrix = jacobian(losses, flat_parameters(module)).detach()
-    values, gradient = landscape.gradient(torch.tensor([0.0, 2.0, 0.0]))
+    values, gradient = surface.gradient(torch.tensor([0.0, 2.0, 0.0]))
     exactly(values, losses(flat_parameters(module)).detach())
     exactly(gradient, 2 * matrix[1])
-    values, gradient = landscape.gradient(torch.zeros(3))
+    values, gradient = surface.gradient(torch.zeros(3))
     exactly(values, losses(flat_parameters(module)).detach())
-    assert gradient.shape == (landscape.num_parameters,)
+    assert gradient.shape == (surface.num_parameters,)
     assert not gradient.any()
 
 
@@ -121,10 +118,10 @@ def test_a_weight_of_zero_leaves_its_task_out(num_batches: int) -> None:
 def test_hessian_vector_products_equal_autograd(num_batches: int) -> None:
     module = conv_problem()
     batches = [conv_batch(seed=seed) for seed in range(num_batches)]
-    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
+    surface, losses = surface_of(module, *batches), loss_function(module, *batches)
     weights = [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.2, -1.0, 3.0])]
-    vectors = [noise(landscape, 1), noise(landscape, 2)]
-    products = landscape.hessian_vector_products(weights, vectors)
+    vectors = [noise(surface, 1), noise(surface, 2)]
+    products = surface.hessian_vector_products(weights, vectors)
     for product, weight, vector in zip(products, weights, vectors, strict=True):
         exactly(product, hessian_vector(losses, flat_parameters(module), weight, vector))
 
@@ -136,21 +133,21 @@ def test_hessian_of_a_loss_that_is_linear_is_zero() -> None:
             return {"task0": output[0], "task1": output[1] - 2 * output[0]}
 
     module = Linear(nn.Linear(5, 2), 2, scales=[1.0, 1.0]).double()
-    landscape = landscape_of(module, mlp_batch(num_tasks=2))
-    (product,) = landscape.hessian_vector_products([torch.ones(2)], [noise(landscape)])
-    assert torch.equal(product, torch.zeros(landscape.num_parameters, dtype=torch.float64))
+    surface = surface_of(module, mlp_batch(num_tasks=2))
+    (product,) = surface.hessian_vector_products([torch.ones(2)], [noise(surface)])
+    assert torch.equal(product, torch.zeros(surface.num_parameters, dtype=torch.float64))
 
 
 def test_a_shared_parameter_that_no_task_touches_has_zero_gradient() -> None:
     module = mlp_problem()
     module.backbone.register_parameter("idle", nn.Parameter(torch.ones(3, dtype=torch.float64)))
-    landscape = landscape_of(module, mlp_batch())
+    surface = surface_of(module, mlp_batch())
     idle = slice(0, 3)
-    assert torch.equal(landscape.position()[idle], torch.ones(3, dtype=torch.float64))
+    assert torch.equal(surface.position()[idle], torch.ones(3, dtype=torch.float64))
     weights = torch.ones(3)
-    point = point_of(landscape)
-    (product,) = landscape.hessian_vector_products([weights], [noise(landscape)])
-    for vector in (landscape.gradient(weights)[1], *point.gradients.matrix, product):
+    point = surface.point()
+    (product,) = surface.hessian_vector_products([weights], [noise(surface)])
+    for vector in (surface.gradient(weights)[1], *point.gradients.matrix, product):
         assert not vector[idle].any()
         assert vector[3:].any()
 
@@ -162,10 +159,10 @@ def test_a_shared_parameter_that_no_task_touches_has_zero_gradient() -> None:
 def test_a_point_leaves_the_gradient_of_the_scalarized_loss_in_grad(method: Any, total: list[float]) -> None:
     module = mlp_problem(method=method)
     batches = [mlp_batch(seed=seed) for seed in range(2)]
-    landscape, losses = landscape_of(module, *batches), loss_function(module, *batches)
+    surface, losses = surface_of(module, *batches), loss_function(module, *batches)
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
-    point = point_of(landscape)
+    point = surface.point()
     weights = torch.tensor(total, dtype=torch.float64)
     matrix = jacobian(losses, flat_parameters(module)).detach()
     exactly(torch.cat([p.grad.reshape(-1) for p in module.backbone.parameters()]), weights @ matrix)
@@ -179,8 +176,8 @@ def test_a_point_leaves_the_gradient_of_the_scalarized_loss_in_grad(method: Any,
 @pytest.mark.parametrize("num_batches", [1, 2])
 def test_a_point_that_is_not_admitted_is_not_differentiated(num_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, *[mlp_batch(seed=seed) for seed in range(num_batches)])
-    expected = landscape.losses()
+    surface = surface_of(module, *[mlp_batch(seed=seed) for seed in range(num_batches)])
+    expected = surface.losses()
     seen: list[Tensor] = []
 
     def forbidden(*args: Any, **kwargs: Any) -> None:
@@ -188,40 +185,40 @@ def test_a_point_that_is_not_admitted_is_not_differentiated(num_batches: int, mo
 
     monkeypatch.setattr(torch.autograd, "grad", forbidden)
     monkeypatch.setattr(Tensor, "backward", forbidden)
-    landscape.forwards = 0
-    assert landscape.point(GradientBuffer(), admits=lambda losses: bool(seen.append(losses))) is None
+    surface.forwards = 0
+    assert surface.point_if(lambda losses: bool(seen.append(losses))) is None
     assert len(seen) == 1
     exactly(seen[0], expected)
-    assert (landscape.forwards, landscape.backwards) == (num_batches, 0)
+    assert (surface.forwards, surface.backwards) == (num_batches, 0)
 
 
 @pytest.mark.parametrize("num_batches", [1, 2])
 def test_a_point_that_is_admitted_is_the_same_as_without_the_question(num_batches: int) -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, *[mlp_batch(seed=seed) for seed in range(num_batches)])
-    point = landscape.point(GradientBuffer(), admits=lambda losses: True)
+    surface = surface_of(module, *[mlp_batch(seed=seed) for seed in range(num_batches)])
+    point = surface.point_if(lambda losses: True)
     assert point is not None
-    expected = point_of(landscape)
+    expected = surface.point()
     exactly(point.losses, expected.losses)
     exactly(point.gradients.matrix, expected.gradients.matrix)
 
 
 def test_going_back_is_exact() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch())
+    surface = surface_of(module, mlp_batch())
     for parameter in module.heads.parameters():
         parameter.grad = torch.randn_like(parameter)
     module.backbone[0].weight.grad = torch.randn_like(module.backbone[0].weight)
     parameters = [p.detach().clone() for p in module.parameters()]
     tensors = [p.grad for p in module.parameters()]
     values = [None if grad is None else grad.clone() for grad in tensors]
-    position, grads = landscape.position(), landscape.grads()
+    position, grads = surface.position(), surface.grads()
 
-    landscape.move_to(position * 1.1 + 0.3)
-    point_of(landscape)
-    landscape.gradient(torch.ones(3))
-    landscape.hessian_vector_products([torch.ones(3)], [position])
-    landscape.go_back(position, grads)
+    surface.move_to(position * 1.1 + 0.3)
+    surface.point()
+    surface.gradient(torch.ones(3))
+    surface.hessian_vector_products([torch.ones(3)], [position])
+    surface.go_back(position, grads)
 
     for parameter, before, tensor, value in zip(module.parameters(), parameters, tensors, values, strict=True):
         assert torch.equal(parameter, before)
@@ -234,9 +231,9 @@ class Counted:
 
     def __init__(self, module: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forwards = self.backwards = 0
-        evaluate, grad, backward = module.evaluate_tasks, torch.autograd.grad, Tensor.backward
+        evaluate, grad, backward = module.task_losses, torch.autograd.grad, Tensor.backward
 
-        def count_forward(*args: Any) -> StepLosses:
+        def count_forward(*args: Any) -> Any:
             self.forwards += 1
             return evaluate(*args)
 
@@ -248,7 +245,7 @@ class Counted:
             self.backwards += 1
             backward(*args, **kwargs)
 
-        monkeypatch.setattr(module, "evaluate_tasks", count_forward)
+        monkeypatch.setattr(module, "task_losses", count_forward)
         monkeypatch.setattr(torch.autograd, "grad", count_grad)
         monkeypatch.setattr(Tensor, "backward", count_backward)
 
@@ -257,23 +254,23 @@ class Counted:
 @pytest.mark.parametrize("method", [None, UPGrad(), Constant(torch.ones(4))])
 def test_counters_count_what_ran(num_batches: int, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = mlp_problem(num_tasks=4, method=method)
-    landscape = landscape_of(module, *[mlp_batch(num_tasks=4, seed=seed) for seed in range(num_batches)])
-    assert (landscape.forwards, landscape.backwards) == (0, 0)
-    counted, position = Counted(module, monkeypatch), landscape.position()
+    surface = surface_of(module, *[mlp_batch(num_tasks=4, seed=seed) for seed in range(num_batches)])
+    assert (surface.forwards, surface.backwards) == (0, 0)
+    counted, position = Counted(module, monkeypatch), surface.position()
     for evaluate in (
-        landscape.losses,
-        lambda: landscape.gradient(torch.ones(4)),
-        lambda: landscape.gradient(torch.zeros(4)),
-        lambda: landscape.gradient(lambda losses: losses),
-        lambda: landscape.hessian_vector_products([torch.ones(4)] * 2, [position] * 2),
-        lambda: landscape.point(GradientBuffer(), lambda losses: False),
+        surface.losses,
+        lambda: surface.gradient(torch.ones(4)),
+        lambda: surface.gradient(torch.zeros(4)),
+        lambda: surface.gradient(lambda losses: losses),
+        lambda: surface.hessian_vector_products([torch.ones(4)] * 2, [position] * 2),
+        lambda: surface.point_if(lambda losses: False),
     ):
         evaluate()
-        assert (landscape.forwards, landscape.backwards) == (counted.forwards, counted.backwards)
+        assert (surface.forwards, surface.backwards) == (counted.forwards, counted.backwards)
 
 
 @pytest.mark.parametrize("num_batches", [1, 2])
-@pytest.mark.parametrize("admits", [None, lambda losses: True])
+@pytest.mark.parametrize("admit", [None, lambda losses: True])
 @pytest.mark.parametrize(
     ("method", "warm"),
     [
@@ -284,18 +281,15 @@ def test_counters_count_what_ran(num_batches: int, method: Any, monkeypatch: pyt
     ],
 )
 def test_counters_count_what_a_point_takes(
-    num_batches: int, admits: Any, method: Any, warm: bool, monkeypatch: pytest.MonkeyPatch
+    num_batches: int, admit: Any, method: Any, warm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = mlp_problem(num_tasks=4, method=method)
-    landscape = landscape_of(module, *[mlp_batch(num_tasks=4, seed=seed) for seed in range(num_batches)])
-    buffer = GradientBuffer()
-    if warm:
-        point = point_of(landscape)
-        buffer.restart(point.gradients, point.losses.tolist())
-    landscape.forwards = landscape.backwards = 0
+    surface = surface_of(module, *[mlp_batch(num_tasks=4, seed=seed) for seed in range(num_batches)])
+    near = surface.point() if warm else None
+    surface.forwards = surface.backwards = 0
     counted = Counted(module, monkeypatch)
-    landscape.point(buffer, admits)
-    assert (landscape.forwards, landscape.backwards) == (counted.forwards, counted.backwards)
+    surface.point(near) if admit is None else surface.point_if(admit, near)
+    assert (surface.forwards, surface.backwards) == (counted.forwards, counted.backwards)
 
 
 def test_dropout_masks_are_those_of_the_recorded_step() -> None:
@@ -304,27 +298,27 @@ def test_dropout_masks_are_those_of_the_recorded_step() -> None:
     torch.manual_seed(3)
     batch = mlp_batch()
     state = torch.get_rng_state()
-    landscape = landscape_of(module, batch)
+    surface = surface_of(module, batch)
     torch.set_rng_state(state)
     expected = module(batch).detach()
     torch.manual_seed(99)
-    assert torch.equal(landscape.losses(), expected)
-    assert torch.equal(landscape.losses(), expected)
-    assert torch.equal(landscape.gradient(torch.ones(3))[0], expected)
-    assert torch.equal(point_of(landscape).losses, expected)
+    assert torch.equal(surface.losses(), expected)
+    assert torch.equal(surface.losses(), expected)
+    assert torch.equal(surface.gradient(torch.ones(3))[0], expected)
+    assert torch.equal(surface.point().losses, expected)
     assert not torch.equal(module(batch), expected)
 
 
 def test_random_vectors_come_from_the_generator_alone() -> None:
     module = mlp_problem()
-    landscape = landscape_of(module, mlp_batch(), seed=4)
+    surface = surface_of(module, mlp_batch(), seed=4)
     state = torch.get_rng_state()
-    first, second = landscape.standard_normal(), landscape.standard_normal()
+    first, second = surface.standard_normal(), surface.standard_normal()
     assert torch.equal(torch.get_rng_state(), state)
-    assert first.shape == (landscape.num_parameters,)
+    assert first.shape == (surface.num_parameters,)
     assert first.dtype == torch.float64
     assert not torch.equal(first, second)
-    again = landscape_of(module, mlp_batch(), seed=4)
+    again = surface_of(module, mlp_batch(), seed=4)
     torch.rand(3)
     assert torch.equal(again.standard_normal(), first)
 
@@ -332,21 +326,21 @@ def test_random_vectors_come_from_the_generator_alone() -> None:
 def test_losses_are_evaluated_in_the_precision_of_training() -> None:
     module = mlp_problem().float()
     batch = {name: value.float() for name, value in mlp_batch().items()}
-    landscape = landscape_of(module, batch, precision="bf16-mixed")
+    surface = surface_of(module, batch, precision="bf16-mixed")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = module(batch).detach()
-    assert torch.equal(landscape.losses(), expected)
+    assert torch.equal(surface.losses(), expected)
     assert not torch.equal(expected, module(batch))
 
 
 def test_half_precision_parameters_have_gradients_in_float32() -> None:
     module = mlp_problem().bfloat16()
-    landscape = landscape_of(module, {name: value.bfloat16() for name, value in mlp_batch().items()})
-    position = landscape.position()
+    surface = surface_of(module, {name: value.bfloat16() for name, value in mlp_batch().items()})
+    position = surface.position()
     assert position.dtype == torch.float32
-    assert point_of(landscape).gradients.matrix.dtype == torch.float32
+    assert surface.point().gradients.matrix.dtype == torch.float32
     before = [p.detach().clone() for p in module.parameters()]
-    landscape.move_to(position)
+    surface.move_to(position)
     assert all(torch.equal(p, value) for p, value in zip(module.parameters(), before, strict=True))
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
+
+from lightning_cost._arguments import check_choice
 
 __all__ = ["HISTORY_MODES", "History", "HistoryReuse", "modulate"]
 
 History: TypeAlias = Literal["paper", "momentum", "keep", "reset"]
 """``"paper"``: Eq. 13. ``"momentum"``: Eq. 13, of the first moment only. ``"keep"``: all. ``"reset"``: nothing."""
 
-HISTORY_MODES: tuple[History, ...] = ("paper", "momentum", "keep", "reset")
+HISTORY_MODES: tuple[History, ...] = get_args(History)
 
 _ADAMS = (Adam, AdamW, NAdam, RAdam)
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -40,12 +43,13 @@ def modulate(history: Tensor, fresh: Tensor, sigma: float) -> None:
 class HistoryReuse:
     r"""Applies historical trajectory reuse in the optimizer step after a teleport.
 
-    The optimizer's pre-step hook fires before the closure that computes the gradients, so that the closure is wrapped:
+    The optimizer calls its pre-step hook before the closure that computes the gradients. So the hook wraps the closure:
     the state is changed after gradient clipping, with the gradients that the step is about to use.
 
-    :math:`\sigma` is clamped to [0, 1]: a negative one would make the second moment negative. Except in ``"paper"``,
-    fresh moments are scaled by the bias corrections :math:`1 - \beta^t`, without which a step early in training is
-    blown up. Momentum of SGD, a sum instead of an average, is replaced by the sum that a constant gradient gives.
+    :math:`\sigma` is clamped to [0, 1], because a negative one would make the second moment negative. Every mode but
+    ``"paper"`` scales fresh moments by the bias corrections :math:`1 - \beta^t`. Without them, a step early in training
+    is far too long. The momentum of SGD is a sum, not an average. Its fresh value is the sum that a constant gradient
+    gives.
 
     Args:
         mode: What to keep, see :data:`History`.
@@ -55,15 +59,18 @@ class HistoryReuse:
     """
 
     def __init__(self, mode: History) -> None:
-        if mode not in HISTORY_MODES:
-            raise ValueError(f"`history` must be one of {list(HISTORY_MODES)}; got {mode!r}.")
+        check_choice("history", mode, HISTORY_MODES)
         self.mode = mode
         self._armed: tuple[float, list[Parameter]] | None = None
 
     def check(self, optimizer: Optimizer) -> None:
-        """Raise a ``ValueError`` if the state of the optimizer is unknown."""
+        """Refuse an optimizer whose state is unknown.
+
+        Raises:
+            MisconfigurationException: If it is refused.
+        """
         if self.mode != "keep" and not isinstance(optimizer, (*_ADAMS, Adamax, SGD)):
-            raise ValueError(
+            raise MisconfigurationException(
                 f"`history={self.mode!r}` knows the state of Adam, AdamW, NAdam, RAdam, Adamax and SGD; got"
                 f" {type(optimizer).__name__}. Use `history='keep'` with it."
             )

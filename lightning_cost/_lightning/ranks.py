@@ -1,4 +1,4 @@
-"""The processes that train together, seen as one."""
+"""Collective communication between the processes that train together."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.nn import Parameter
 
 __all__: list[str] = []
 
-_APART = (
-    "{what}. Something that steers it differs between them: a trigger, objective or search of your own must not depend"
-    " on the rank or on global random numbers."
+_DISAGREE = (
+    "{what}. Every process must come to the same result. A trigger, an objective or a search of your own must not"
+    " depend on the rank or on global random numbers."
 )
 
 
 class Ranks:
-    """Collectives over the processes of a data-parallel run; with a single process they do nothing.
+    """Collectives over the processes of a data-parallel run. With one process they do nothing.
 
     Every process must call them in the same order.
 
     Args:
         size: Number of processes.
-        device: Where the tensors of the communication live.
+        device: Device of the tensors that are sent.
     """
 
     def __init__(self, size: int = 1, device: torch.device | None = None) -> None:
@@ -39,17 +39,12 @@ class Ranks:
         """The processes of the Trainer of a module."""
         return cls(module.trainer.world_size, module.device)
 
-    @property
-    def rank(self) -> int:
-        """The number of this process, from 0."""
-        return dist.get_rank() if self.size > 1 else 0
-
     def mean_(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Average a contiguous tensor over the processes, in place.
+        """All-reduce a contiguous tensor to its mean, in place.
 
         Args:
-            tensor: The tensor, of the same shape everywhere.
-            dtype: What to send it as; ``None`` for its own.
+            tensor: The tensor, of the same shape on every process.
+            dtype: Type to send it as; ``None`` for its own.
         """
         if self.size > 1 and tensor.numel() > 0:
             if dtype is None or dtype == tensor.dtype:
@@ -61,16 +56,16 @@ class Ranks:
                 tensor.copy_(sent)
         return tensor
 
-    def union(self, flags: Sequence[bool]) -> list[bool]:
-        """Which of some flags are true on any process."""
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Which of the flags are true on at least one process."""
         if self.size == 1:
             return list(flags)
         seen = torch.tensor(flags, device=self.device, dtype=torch.int32)
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in seen.tolist()]
 
-    def first_(self, tensor: Tensor) -> Tensor:
-        """Overwrite a tensor by that of the first process, whatever its device is."""
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Overwrite a tensor, on any device, by that of rank 0."""
         if self.size > 1:
             sent = tensor.to(self.device).contiguous()
             dist.broadcast(sent, src=0)
@@ -79,22 +74,22 @@ class Ranks:
         return tensor
 
     def decide(self, decision: bool) -> bool:
-        """The decision of the first process."""
-        return bool(self.first_(torch.tensor(int(decision), device=self.device))) if self.size > 1 else decision
+        """The decision of rank 0."""
+        return bool(self.broadcast_(torch.tensor(int(decision), device=self.device))) if self.size > 1 else decision
 
     def agree(self, decision: bool) -> bool:
-        """A decision that every process takes for itself, from the same numbers.
+        """A decision that each process takes by itself, from the same numbers.
 
         Raises:
-            RuntimeError: If they differ, on every process.
+            RuntimeError: On every process, if the decisions differ.
         """
-        some, not_all = self.union([decision, not decision])
+        some, not_all = self.any_of([decision, not decision])
         if some and not_all:
-            raise RuntimeError(_APART.format(what="Not all processes accept the same point"))
+            raise RuntimeError(_DISAGREE.format(what="Some processes accept a point and others refuse it"))
         return decision
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, which is pickled."""
+        """The values of all processes. They are pickled."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -102,33 +97,33 @@ class Ranks:
         return values
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run something on every process: where it fails on one, it fails on all.
+    def fail_together(self) -> Iterator[None]:
+        """Run a block on every process. If it fails on one process, it fails on all.
 
-        What runs must not communicate before it fails, as ``SyncBatchNorm`` does.
+        The block must not communicate before it fails, as ``SyncBatchNorm`` does.
 
         Raises:
-            RuntimeError: If it failed on another process, so that this one does not wait for it for ever.
+            RuntimeError: If the block failed on another process. Without this error, this process would wait forever.
         """
         try:
             yield
         except Exception:
-            self.union([True])
+            self.any_of([True])
             raise
-        if self.union([False])[0]:
-            raise RuntimeError("Another process failed at the same place: its own error says why.")
+        if self.any_of([False])[0]:
+            raise RuntimeError("Another process failed at this point. Its own error message says why.")
 
     def mean_gradients_(self, parameters: Sequence[Parameter]) -> None:
-        """Average ``.grad`` over the processes; where only some have one, the others count as zero."""
+        """All-reduce ``.grad`` to its mean. A process without a ``.grad`` counts as zero."""
         if self.size == 1:
             return
         sparse = [parameter for parameter in parameters if parameter.grad is not None and parameter.grad.is_sparse]
-        if self.union([bool(sparse)])[0]:
+        if self.any_of([bool(sparse)])[0]:
             raise RuntimeError(
-                "A teleport with several processes does not support sparse gradients. Use `sparse=False` in"
+                "A teleport on several processes does not support sparse gradients. Use `sparse=False` in"
                 " torch.nn.Embedding."
             )
-        present = self.union([parameter.grad is not None for parameter in parameters])
+        present = self.any_of([parameter.grad is not None for parameter in parameters])
         chosen = [parameter for parameter, flag in zip(parameters, present, strict=True) if flag]
         for parameter in chosen:
             if parameter.grad is None:
@@ -145,7 +140,7 @@ class Ranks:
         """Compare tensors across the processes by their checksums.
 
         Raises:
-            RuntimeError: If they differ, on every process.
+            RuntimeError: On every process, if they differ.
         """
         if self.size == 1:
             return
@@ -156,4 +151,4 @@ class Ranks:
         different = int((high != -low).sum())
         if different:
             what = f"{different} of {len(tensors)} shared parameters differ between the processes after a teleport"
-            raise RuntimeError(_APART.format(what=what))
+            raise RuntimeError(_DISAGREE.format(what=what))

@@ -1,0 +1,83 @@
+"""Checks of arguments. Each error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+__all__: list[str] = []
+
+
+def check_integer(name: str, value: object, least: int | None = None) -> None:
+    """Refuse what is not an integer, or less than ``least``.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        range_ = "" if least is None else f" of at least {least}"
+        raise ValueError(f"`{name}` must be an integer{range_}; got {value!r}.")
+
+
+def check_positive(name: str, value: float) -> float:
+    """Refuse what is not a positive and finite number.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+    return value
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse what is not a finite number of at least 0.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Refuse what is not strictly between two numbers.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not low < value < high:
+        raise ValueError(f"`{name}` must be between {low:g} and {high:g}; got {value!r}.")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object], alternative: str = "") -> None:
+    """Refuse what is none of the choices.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        choices: What is allowed.
+        alternative: What else is allowed, for the message.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    allowed = list(choices)
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        raise ValueError(f"`{name}` must be one of {allowed}{alternative and f' or {alternative}'}; got {value!r}.")
+
+
+def check_effect(name: str, value: object, default: object, without: str) -> None:
+    """Refuse an argument that was set but has no effect.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        default: Its default, which is not refused.
+        without: Why it has no effect, such as ``"with full_rank=True"``.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if value != default:
+        raise ValueError(f"`{name}={value!r}` has no effect {without}. Leave it out, or change the other.")

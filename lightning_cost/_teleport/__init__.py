@@ -1,0 +1,1 @@
+"""One teleport: search, accept or roll back, report."""

@@ -1,0 +1,165 @@
+"""The teleports of one fit: what they share with its Trainer, its module and its optimizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_cost._lightning.progress import StageDisplay
+from lightning_cost._lightning.ranks import Ranks
+from lightning_cost._teleport.optimizer_state import HistoryReuse
+from lightning_cost._teleport.report import TeleportReport, append_report, make_report
+from lightning_cost._teleport.run import Outcome, Teleporter
+from lightning_cost._training.engine import engine_of
+from lightning_cost._training.shared import shared_modules, shared_parameters
+from lightning_cost._vectors import num_elements
+from lightning_cost.gradients import TaskGradients
+from lightning_cost.searches import Search
+from lightning_cost.searches._adapters import left_out
+from lightning_cost.surface import Point, Surface
+
+__all__: list[str] = []
+
+
+class FitTeleports:
+    """Teleports in the optimizer steps of one fit.
+
+    Args:
+        teleporter: How to teleport.
+        history: What the optimizer keeps of its history.
+        optimizer: The optimizer of the fit.
+        module: The module of the fit.
+        generator: Source of the random numbers of the search.
+        check_ranks: Whether to compare the processes after each teleport.
+
+    Attributes:
+        ranks: The processes of the fit.
+    """
+
+    def __init__(
+        self,
+        teleporter: Teleporter,
+        history: HistoryReuse,
+        optimizer: Optimizer,
+        module: LightningModule,
+        generator: torch.Generator,
+        check_ranks: bool,
+    ) -> None:
+        self.ranks = Ranks.of(module)
+        self._teleporter = teleporter
+        self._history = history
+        self._optimizer = optimizer
+        self._module = module
+        self._engine = engine_of(module)
+        self._generator = generator
+        self._check_ranks = check_ranks
+        self._hook = optimizer.register_step_pre_hook(history.pre_step_hook)
+
+    def close(self) -> None:
+        """Leave the optimizer as it was, and free memory."""
+        self._hook.remove()
+        self._teleporter.clear()
+
+    def teleport(self, trainer: Trainer, reports: list[TeleportReport]) -> TeleportReport:
+        """Teleport before the optimizer step under way, and let it go on from there.
+
+        Args:
+            trainer: The Trainer.
+            reports: Where the report is added, also if an exception ends the teleport.
+        """
+        began = time.perf_counter()
+        engine, step = self._engine, self._engine.step
+        surface = self._surface()
+        # Lightning divides by the full number of micro-batches, even if the last window of an epoch has fewer.
+        share = len(step.batches) / trainer.accumulate_grad_batches
+        gradients = step.gradients
+        assert gradients is not None
+        if share != 1:
+            gradients = TaskGradients(gradients.names, gradients.matrix / share)
+        start = Point(step.losses(self.ranks), gradients)
+
+        def report(outcome: Outcome) -> TeleportReport:
+            seconds, invariance = time.perf_counter() - began, self._teleporter.invariance
+            return make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
+
+        outcome = Outcome(False, "", start, start)
+        # Not in the `except` clause: if memory ran out in the teleport, it may be missing there as well.
+        failed = report(outcome)
+        try:
+            with torch.enable_grad(), engine.without_trace(), StageDisplay(trainer) as display:
+                learning_rate = _learning_rate(self._optimizer, surface.shared)
+                outcome = self._teleporter.run(surface, shared_modules(self._module), start, learning_rate, display)
+            finished = report(outcome)
+            moved = outcome.end.gradients
+            if outcome.accepted and share != 1:
+                moved = TaskGradients(moved.names, moved.matrix.mul_(share))
+                surface.scale_grads(share)
+            if outcome.accepted and self._check_ranks:
+                self.ranks.check_equal(surface.shared)
+        except BaseException as error:
+            outcome.undo()
+            failed = replace(
+                failed,
+                reason=f"{type(error).__name__}: {error}",
+                seconds=time.perf_counter() - began,
+                forwards=surface.forwards,
+                backwards=surface.backwards,
+            )
+            append_report(reports, failed)
+            raise
+        if outcome.accepted:
+            self._history.arm(outcome.sigma, surface.shared)
+            self._teleporter.recycle(engine.move_to(moved, outcome.end.losses))
+        append_report(reports, finished)
+        return finished
+
+    def _surface(self) -> Surface:
+        module, engine = self._module, self._engine
+        return Surface(
+            [partial(engine.replay, batch) for batch in engine.step.batches],
+            shared_parameters(module),
+            list(module.parameters()),
+            engine.scalarize_again,
+            self._generator,
+            engine.numerics,
+        )
+
+
+def check_reach(search: Search, module: LightningModule) -> str:
+    """What a search leaves out of the shared modules, in words; empty if that needs no warning.
+
+    Raises:
+        MisconfigurationException: If the search reaches no shared parameter.
+    """
+    modules, shared = shared_modules(module), shared_parameters(module)
+    try:
+        reached = search.reach(modules, shared)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error
+    share = num_elements(reached) / num_elements(shared)
+    missing = left_out(modules, shared, search.is_target, reached)
+    if not missing and share >= 0.5:
+        return ""
+    return (
+        f"Teleports take steps in {share:.0%} of the shared parameters: {search!r} leaves out"
+        f" {', '.join(missing) or 'all that are no matrices'}."
+    )
+
+
+def _learning_rate(optimizer: Optimizer, shared: Sequence[Parameter]) -> float:
+    """The learning rate of the first shared parameter that the optimizer updates."""
+    ids = {id(parameter) for parameter in shared}
+    for group in optimizer.param_groups:
+        if any(id(parameter) in ids for parameter in group["params"]):
+            return float(group["lr"])
+    raise MisconfigurationException(
+        "The optimizer updates none of the shared parameters. Pass them to it in `configure_optimizers`."
+    )

@@ -1,0 +1,106 @@
+"""What happened in one teleport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_cost._teleport.run import Outcome
+from lightning_cost.invariance import Invariance, drift
+
+__all__ = ["TeleportReport"]
+
+_TRACES_KEPT = 10
+
+
+@dataclass
+class TeleportReport:
+    r"""What happened in one teleport.
+
+    Attributes:
+        step: ``trainer.global_step`` of the optimizer step that the teleport preceded.
+        epoch: ``trainer.current_epoch``.
+        accepted: Whether the shared parameters were moved. If not, nothing was changed.
+        reason: Why, in words.
+        losses_before: Task losses on the batch of the step where the teleport started.
+        losses_after: The same where it arrived; where it started if it was refused.
+        cosines_before: Cosines :math:`\cos \phi_{i0}` of the task gradients with their mean where it started.
+        cosines_after: The same where it arrived.
+        grad_norm_before: Norm of the mean gradient :math:`g_0` where it started.
+        grad_norm_after: The same where it arrived.
+        sigma: Cosine of the move with the gradient before it (Eq. 12); 0 without a move.
+        drift: Largest relative change of a held loss.
+        seconds: Wall-clock time.
+        forwards: Forward passes per batch, including the update's own if the teleport was accepted.
+        backwards: Backward passes of a task or of a weighted sum of tasks, including the update's own likewise.
+        trace: What was evaluated on the way, in order: dictionaries with a ``stage`` and figures. Only the last few
+            reports of a callback keep theirs, and checkpoints hold none.
+    """
+
+    step: int
+    epoch: int
+    accepted: bool
+    reason: str
+    losses_before: dict[str, float]
+    losses_after: dict[str, float]
+    cosines_before: dict[str, float]
+    cosines_after: dict[str, float]
+    grad_norm_before: float
+    grad_norm_after: float
+    sigma: float
+    drift: float
+    seconds: float
+    forwards: int
+    backwards: int
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int, seconds: float) -> TeleportReport:
+    """The report of a teleport.
+
+    Args:
+        outcome: Its outcome.
+        invariance: Which losses it held.
+        step: ``trainer.global_step``.
+        epoch: ``trainer.current_epoch``.
+        seconds: Wall-clock time.
+    """
+    before, after, names = outcome.start, outcome.end, outcome.start.gradients.names
+
+    def by_task(values: Tensor) -> dict[str, float]:
+        return dict(zip(names, values.tolist(), strict=True))
+
+    return TeleportReport(
+        step=step,
+        epoch=epoch,
+        accepted=outcome.accepted,
+        reason=outcome.reason,
+        losses_before=by_task(before.losses),
+        losses_after=by_task(after.losses),
+        cosines_before=by_task(before.gradients.cosines),
+        cosines_after=by_task(after.gradients.cosines),
+        grad_norm_before=float(before.gradients.mean_norm),
+        grad_norm_after=float(after.gradients.mean_norm),
+        sigma=outcome.sigma,
+        drift=drift(after.losses, before.losses, invariance),
+        seconds=seconds,
+        forwards=outcome.forwards,
+        backwards=outcome.backwards,
+        trace=outcome.trace,
+    )
+
+
+def append_report(reports: list[TeleportReport], report: TeleportReport) -> None:
+    """Add a report. Only the last few keep their traces: with a teleport at every step, these outgrow the model."""
+    reports.append(report)
+    old = len(reports) - 1 - _TRACES_KEPT
+    if old >= 0:
+        reports[old] = replace(reports[old], trace=[])
+
+
+def without_traces(reports: Sequence[TeleportReport]) -> list[dict[str, Any]]:
+    """Reports as plain dictionaries, for a checkpoint."""
+    return [{**vars(report), "trace": []} for report in reports]

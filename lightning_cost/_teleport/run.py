@@ -1,0 +1,304 @@
+"""One teleport: search, then accept or put everything back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cost._vectors import accumulate
+from lightning_cost.invariance import Invariance, drift
+from lightning_cost.objectives import ConflictAlignment, Objective
+from lightning_cost.searches import LevelSetSearch, Search, SearchContext
+from lightning_cost.surface import Point, Surface
+
+__all__ = ["Outcome", "Teleporter"]
+
+_PIECE = 2**16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a teleport.
+
+    Attributes:
+        accepted: Whether the shared parameters were moved.
+        reason: Why, in words.
+        start: Losses and task gradients where it started.
+        end: The same where the surface is now.
+        sigma: Cosine of the move with the gradient before it (Eq. 12); 0 without a move.
+        forwards: Forward passes of the teleport.
+        backwards: Its backward passes.
+        trace: What was evaluated on the way, in order.
+        undo: Goes back to where the teleport started.
+    """
+
+    accepted: bool
+    reason: str
+    start: Point
+    end: Point
+    sigma: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    undo: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A point that may be left, with what is needed to come back."""
+
+    point: Point
+    grads: list[Tensor | None]
+    value: float | None
+
+
+class Teleporter:
+    """Moves to another point with the same losses, or changes nothing.
+
+    The callback runs one in a Trainer. It needs no Trainer itself: give it a :class:`~lightning_cost.surface.Surface`.
+
+    Args:
+        objective: What to increase.
+        search: How to search.
+        invariance: Which losses to hold: the loss of each task (``"per_task"``) or their ``"mean"``.
+        tolerance: Largest accepted relative change of a held loss. ``None`` accepts every finite candidate, even if the
+            objective did not grow, as the paper does.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_cost.surface import Surface
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> inputs, left, right = (torch.randn(16, n, generator=generator) for n in (3, 1, 1))
+        >>> _ = torch.manual_seed(0)
+        >>> backbone, heads = nn.Linear(3, 4), nn.Linear(4, 2)
+        >>> def losses():
+        ...     output = heads(backbone(inputs).tanh())
+        ...     return {
+        ...         "left": (output[:, :1] - left).square().mean(),
+        ...         "right": (output[:, 1:] - right).square().mean(),
+        ...     }
+        >>> outcome = Teleporter().run(Surface(losses, list(backbone.parameters())), {"backbone": backbone})
+        >>> outcome.accepted
+        True
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        search: Search | None = None,
+        invariance: Invariance = "per_task",
+        tolerance: float | None = 0.02,
+    ) -> None:
+        self.objective = ConflictAlignment() if objective is None else objective
+        self.search = LevelSetSearch() if search is None else search
+        self.invariance = invariance
+        self.tolerance = tolerance
+        self._spares: list[Tensor] = []
+
+    def run(
+        self,
+        surface: Surface,
+        modules: Mapping[str, nn.Module],
+        start: Point | None = None,
+        learning_rate: float = 1e-3,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> Outcome:
+        """Teleport from where the surface is. After a refusal or an exception, everything is as it was.
+
+        Args:
+            surface: The losses.
+            modules: The shared modules by name.
+            start: Losses and task gradients where the surface is, if they are known. ``.grad`` must belong to them.
+            learning_rate: The learning rate of the shared parameters, which a search may use.
+            on_stage: Called with what the search is doing.
+
+        Returns:
+            The outcome. If it is accepted, ``.grad`` of every parameter belongs to the new point.
+        """
+        attempt = _Attempt(self, surface, modules, learning_rate, on_stage)
+        try:
+            return attempt.run(start)
+        except BaseException:
+            attempt.go_back()
+            raise
+        finally:
+            self._spares += attempt.unused
+
+    def take_spare(self) -> Tensor | None:
+        """A matrix whose memory may be reused, if there is one."""
+        return self._spares.pop() if self._spares else None
+
+    def recycle(self, matrix: Tensor) -> None:
+        """Take a matrix of task gradients that is no longer needed, to reuse its memory in the next teleport."""
+        self._spares.append(matrix)
+
+    def clear(self) -> None:
+        """Free the memory that is kept for the next teleport."""
+        self._spares = []
+
+
+class _Attempt:
+    """One run of a :class:`Teleporter`: it knows where the teleport started, and what memory it took."""
+
+    def __init__(
+        self,
+        teleporter: Teleporter,
+        surface: Surface,
+        modules: Mapping[str, nn.Module],
+        learning_rate: float,
+        on_stage: Callable[[str], None],
+    ) -> None:
+        self.unused: list[Tensor] = []
+        self._teleporter = teleporter
+        self._surface = surface
+        self._modules = modules
+        self._learning_rate = learning_rate
+        self._on_stage = on_stage
+        self._origin = surface.position()
+        self._grads = surface.grads()
+        self._passes = surface.forwards, surface.backwards
+        self._trace: list[dict[str, Any]] = []
+
+    def go_back(self) -> None:
+        """Go back to where the teleport started."""
+        self._surface.go_back(self._origin, self._grads)
+
+    def run(self, known: Point | None) -> Outcome:
+        """See :meth:`Teleporter.run`. An exception leaves the surface where it is."""
+        surface, objective = self._surface, self._teleporter.objective
+        point = surface.point(spare=self._teleporter.take_spare()) if known is None else known
+        if not (bool(torch.isfinite(point.losses).all()) and point.gradients.is_finite):
+            return self._refused(point, "a loss or gradient is not finite where the teleport starts")
+        grads = surface.grads()
+        objective.begin(surface, point)
+        value = objective.value(surface, point)
+        self._record("start", losses=point.losses, drift=0.0, objective=value)
+        start = reached = _Place(point, grads, value)
+        for _ in range(self._teleporter.search.rounds):
+            position = surface.position() if reached is not start else self._origin
+            place, reason = self._first_accepted(start, reached)
+            if place is None:
+                surface.go_back(position, reached.grads)
+                break
+            if reached is not start:
+                self.unused.append(reached.point.gradients.matrix)
+            reached = place
+        if reached is start:
+            return self._refused(point, reason)
+        surface.set_grads(reached.grads)
+        move = self._origin.neg()
+        accumulate([parameter.detach() for parameter in surface.shared], surface.shared, move)
+        sigma = trajectory_similarity(move, point.gradients.mean)
+        return self._outcome(True, "accepted", point, reached.point, sigma)
+
+    def _first_accepted(self, start: _Place, reached: _Place) -> tuple[_Place | None, str]:
+        """The first candidate that passes, or ``None`` and why the last one did not."""
+        surface, objective = self._surface, self._teleporter.objective
+        context = SearchContext(
+            surface,
+            reached.point,
+            objective,
+            self._teleporter.invariance,
+            self._modules,
+            self._learning_rate,
+            self._record,
+        )
+        reason = refusal = "the objective has no direction on the level set"
+        spare = self._teleporter.take_spare()
+
+        def admit(losses: Tensor) -> bool:
+            nonlocal refusal
+            refusal = self._loss_refusal(losses, start.point.losses)
+            change = drift(losses, start.point.losses, self._teleporter.invariance)
+            self._record("candidate", losses=losses, drift=change)
+            return not refusal
+
+        for _ in self._teleporter.search.candidates(context):
+            point = surface.point_if(admit, reached.point, spare)
+            if point is not None:
+                spare = point.gradients.matrix
+                grads, finite = surface.grads(), surface.grads_are_finite()
+                value = objective.value(surface, point)
+                self._trace[-1]["objective"] = value
+                refusal = self._objective_refusal(value, reached.value)
+                if not refusal and not finite:
+                    refusal = "a gradient is not finite at the candidate"
+                if surface.ranks.agree(not refusal):
+                    return _Place(point, grads, value), "accepted"
+            reason = refusal
+        if spare is not None:
+            self.unused.append(spare)
+        return None, reason
+
+    def _refused(self, point: Point, reason: str) -> Outcome:
+        self.go_back()
+        return self._outcome(False, reason, point, point)
+
+    def _outcome(self, accepted: bool, reason: str, start: Point, end: Point, sigma: float = 0.0) -> Outcome:
+        forwards, backwards = self._passes
+        surface = self._surface
+        return Outcome(
+            accepted,
+            reason,
+            start,
+            end,
+            sigma,
+            surface.forwards - forwards,
+            surface.backwards - backwards,
+            self._trace,
+            self.go_back,
+        )
+
+    def _loss_refusal(self, losses: Tensor, reference: Tensor) -> str:
+        if not bool(torch.isfinite(losses).all()):
+            return "a loss is not finite at the candidate"
+        tolerance = self._teleporter.tolerance
+        largest = drift(losses, reference, self._teleporter.invariance)
+        if tolerance is not None and not largest <= tolerance:
+            return f"a loss drifts by {largest:.2%}, over the tolerance of {tolerance:.2%}"
+        return ""
+
+    def _objective_refusal(self, value: float | None, before: float | None) -> str:
+        if value is None or before is None:
+            return ""
+        if not math.isfinite(value):
+            return "the objective is not finite at the candidate"
+        if self._teleporter.tolerance is not None and not value > before:
+            return f"the objective does not grow ({before:.4g} to {value:.4g})"
+        return ""
+
+    def _record(self, stage: str, **figures: Any) -> None:
+        self._on_stage(stage)
+        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in figures.items()}
+        self._trace.append({"stage": stage, **plain})
+
+
+def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
+    r"""The similarity :math:`\sigma = \cos(\Delta\theta, g')` of a move and the gradient before it (Eq. 12).
+
+    Args:
+        move: Change :math:`\Delta\theta` of the shared parameters, shape ``(P,)``.
+        gradient: Gradient :math:`g'` before the teleport, shape ``(P,)``: the one of the mean loss.
+
+    Returns:
+        A number in [-1, 1]; 0 if either vector is zero. A move on the level set is orthogonal to the gradient.
+
+    Example:
+        >>> round(trajectory_similarity(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])), 4)
+        0.7071
+    """
+    products = torch.zeros(3, dtype=torch.float64, device=move.device)
+    # In pieces: a copy of the whole vectors in double precision would take longer than everything else.
+    for short_move, short_gradient in zip(move.split(_PIECE), gradient.split(_PIECE), strict=True):
+        m, g = short_move.double(), short_gradient.double()
+        products += torch.stack([m @ g, m @ m, g @ g])
+    product, move_square, gradient_square = products.tolist()
+    if move_square == 0 or gradient_square == 0:
+        return 0.0
+    cosine: float = product / math.sqrt(move_square) / math.sqrt(gradient_square)
+    return min(max(cosine, -1.0), 1.0)

@@ -1,0 +1,1 @@
+"""Multi-task training under automatic optimization: what stands behind ``MultiTaskMixin``."""

@@ -1,0 +1,81 @@
+"""Which modules and parameters of a LightningModule the tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn import Parameter
+
+__all__: list[str] = []
+
+
+def check_names(module: LightningModule, names: Sequence[str]) -> None:
+    """Refuse submodules, parameters and buffers with names of the mixin, which would hide them.
+
+    Raises:
+        MisconfigurationException: If there is one.
+    """
+    for name in names:
+        if any(name in registered for registered in (module._modules, module._parameters, module._buffers)):
+            raise MisconfigurationException(
+                f"{type(module).__name__} registers a submodule, parameter or buffer as `{name}`, a name that"
+                " MultiTaskMixin uses. Give it another name."
+            )
+
+
+def shared_modules(module: LightningModule) -> dict[str, nn.Module]:
+    """The modules that the attribute ``shared_module`` names, by their paths.
+
+    Raises:
+        MisconfigurationException: If there is no such module.
+    """
+    # A submodule of this name is hidden behind the class attribute.
+    names: Any = module._modules.get("shared_module", module.shared_module)
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise MisconfigurationException(
+            f"`shared_module` of {type(module).__name__} must be the name of the attribute that holds the shared"
+            f" module, such as 'backbone', or a list of names; got {names!r}."
+        )
+    return {name: _find(module, name) for name in names}
+
+
+def shared_parameters(module: LightningModule) -> list[Parameter]:
+    """The parameters of the shared modules that require a gradient, each once.
+
+    Raises:
+        MisconfigurationException: If there are none.
+    """
+    shared: dict[Parameter, None] = {}
+    for part in shared_modules(module).values():
+        shared.update(dict.fromkeys(parameter for parameter in part.parameters() if parameter.requires_grad))
+    if not shared:
+        raise MisconfigurationException(
+            f"`shared_module={module.shared_module!r}` of {type(module).__name__} has no parameter that requires a"
+            " gradient. Name the module whose parameters the tasks share, and unfreeze some of them."
+        )
+    return list(shared)
+
+
+def _find(module: LightningModule, path: str) -> nn.Module:
+    try:
+        found = reduce(getattr, path.split("."), module)
+    except AttributeError as error:
+        children = ", ".join(name for name, _ in module.named_children()) or "none"
+        raise MisconfigurationException(
+            f"`shared_module={module.shared_module!r}`: {type(module).__name__} has no attribute {path!r}. Set the"
+            " class attribute `shared_module` (default 'backbone') to the name of the attribute that holds the"
+            f" shared module; its submodules are: {children}."
+        ) from error
+    if not isinstance(found, nn.Module):
+        raise MisconfigurationException(
+            f"`shared_module={module.shared_module!r}`: attribute {path!r} must be a torch.nn.Module; got"
+            f" {type(found).__name__}."
+        )
+    return found

@@ -1,0 +1,309 @@
+"""The task losses as a function of the shared parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
+from lightning_cost._training.autograd import task_gradient
+from lightning_cost._training.evaluate import Numerics, grads_are_finite, values_of
+from lightning_cost._training.method import Method, Scalarization
+from lightning_cost._training.step import mean_losses
+from lightning_cost._vectors import accumulate, flatten, norm_of, num_elements, views, zeros_like_shared
+from lightning_cost.gradients import TaskGradients
+
+__all__ = ["Point", "Surface"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of the task losses at one value of the shared parameters.
+
+    Attributes:
+        losses: Task losses, shape ``(K,)``.
+        evaluated: Task gradients, if they were evaluated.
+    """
+
+    losses: Tensor
+    evaluated: TaskGradients | None = None
+
+    @property
+    def gradients(self) -> TaskGradients:
+        """The task gradients.
+
+        Raises:
+            RuntimeError: If the search did not evaluate them.
+        """
+        if self.evaluated is None:
+            raise RuntimeError(
+                "The task gradients of this point were not evaluated. An objective that reads them must set"
+                " `uses_task_gradients = True`."
+            )
+        return self.evaluated
+
+
+class Surface:
+    """The losses of :math:`K` tasks as a function of :math:`P` shared parameters.
+
+    The values of the parameters are the position on the surface: moving writes into them. The surface knows no module
+    and no Trainer. It takes functions that evaluate the losses, and they must be repeatable: called twice at the same
+    position, they return the same losses.
+
+    Args:
+        batches: Functions without arguments that return the scalar task losses by name, with a graph; one per
+            micro-batch. The surface is their mean. A single function stands for a single batch.
+        shared: The shared parameters.
+        parameters: All parameters whose ``.grad`` :meth:`point` computes; ``None`` for the shared ones.
+        scalarize: Turns the task losses into the scalar that ``.grad`` is the gradient of; ``None`` for their mean.
+        generator: Source of random numbers, on the CPU; ``None`` for one seeded with 0.
+        numerics: What a Trainer does to losses and gradients; ``None`` for nothing.
+
+    Attributes:
+        shared: The shared parameters.
+        generator: The source of random numbers. Searches and objectives must not use the global generators, which every
+            evaluation may rewind.
+        ranks: The processes, over which losses and gradients are averaged.
+        forwards: Number of forward passes so far.
+        backwards: Number of backward passes so far.
+
+    Example:
+        >>> weight = Parameter(torch.tensor([1.0, 2.0]))
+        >>> surface = Surface(lambda: {"left": weight[0] ** 2, "right": weight.sum()}, [weight])
+        >>> surface.losses()
+        tensor([1., 3.])
+        >>> surface.point().gradients.matrix
+        tensor([[2., 0.],
+                [1., 1.]])
+        >>> with surface.displaced(torch.tensor([1.0, 0.0])):
+        ...     surface.losses()
+        tensor([4., 4.])
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[], Mapping[str, Tensor]] | Sequence[Callable[[], Mapping[str, Tensor]]],
+        shared: Sequence[Parameter],
+        parameters: Sequence[Parameter] | None = None,
+        scalarize: Callable[[dict[str, Tensor]], Scalarization] | None = None,
+        generator: torch.Generator | None = None,
+        numerics: Numerics | None = None,
+    ) -> None:
+        self._batches = [batches] if callable(batches) else list(batches)
+        self.shared = list(shared)
+        if not self._batches:
+            raise ValueError("`batches` must hold at least one function; got none.")
+        if not self.shared:
+            raise ValueError("`shared` must hold at least one parameter; got none.")
+        self._parameters = self.shared if parameters is None else list(parameters)
+        self._scalarize = _mean if scalarize is None else scalarize
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._numerics = Numerics() if numerics is None else numerics
+        self.ranks = self._numerics.ranks
+        self.forwards = 0
+        self.backwards = 0
+        self._known: tuple[list[int], Tensor] | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """The number :math:`P` of elements of the shared parameters."""
+        return num_elements(self.shared)
+
+    def position(self) -> Tensor:
+        """The values of the shared parameters, shape ``(P,)``. Do not write into it.
+
+        The surface keeps the vector until the parameters change, so that asking again makes no copy.
+        """
+        if self._known is None or self._known[0] != self._versions():
+            self._known = self._versions(), self.flatten([parameter.detach() for parameter in self.shared])
+        return self._known[1]
+
+    @torch.no_grad()
+    def move_to(self, position: Tensor) -> None:
+        """Write a vector of shape ``(P,)`` into the shared parameters. It must not change afterwards."""
+        if self._known is not None and self._known[1] is position and self._known[0] == self._versions():
+            return
+        for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
+            parameter.copy_(view)
+        self._known = self._versions(), position
+
+    @torch.no_grad()
+    def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
+        """Add ``scale`` times a vector of shape ``(P,)`` to the shared parameters."""
+        for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
+            parameter.add_(view, alpha=scale)
+
+    @contextmanager
+    def displaced(self, vector: Tensor, scale: float = 1.0) -> Iterator[None]:
+        """:meth:`move_by` for a while. On exit the shared parameters are exactly what they were."""
+        position = self.position()
+        self.move_by(vector, scale)
+        try:
+            yield
+        finally:
+            self.move_to(position)
+
+    def norm(self) -> float:
+        """The Euclidean norm of the shared parameters."""
+        return norm_of(self.shared)
+
+    def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Concatenate one tensor per shared parameter into a vector of shape ``(P,)``. ``None`` stands for zeros."""
+        return flatten(tensors, self.shared)
+
+    def standard_normal(self) -> Tensor:
+        """A standard normal vector of shape ``(P,)``, drawn from ``generator``."""
+        return torch.randn(self.num_parameters, generator=self.generator).to(zeros_like_shared(self.shared[:1]))
+
+    def grads(self) -> list[Tensor | None]:
+        """``.grad`` of every parameter. These are the tensors themselves: :meth:`point` makes new ones."""
+        return [parameter.grad for parameter in self._parameters]
+
+    def go_back(self, position: Tensor, grads: Sequence[Tensor | None]) -> None:
+        """Return to where :meth:`position` and :meth:`grads` were taken."""
+        self.move_to(position)
+        self.set_grads(grads)
+
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """Set ``.grad`` of every parameter to what :meth:`grads` returned."""
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            parameter.grad = grad
+
+    def losses(self) -> Tensor:
+        """The task losses here, shape ``(K,)``: one forward pass per batch.
+
+        Gradients stay enabled, because a loss function may differentiate something itself.
+        """
+        with self.ranks.fail_together():
+            values = [values_of(self._forward(batch)) for batch in self._batches]
+        return mean_losses(values, self.ranks)
+
+    def gradient(self, weights: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The gradient of a weighted sum of the task losses: one forward and one backward pass per batch.
+
+        Args:
+            weights: The weights, shape ``(K,)``, or a function of the losses that returns them.
+
+        Returns:
+            The losses, shape ``(K,)``, and the gradient, shape ``(P,)``.
+        """
+        # If no forward pass sees all losses, weights that depend on them need forward passes of their own.
+        several = len(self._batches) > 1 or self.ranks.size > 1
+        losses = self.losses() if callable(weights) and several else None
+        total, seen, loss_scale = zeros_like_shared(self.shared), [], self._numerics.loss_scale
+        with self.ranks.fail_together():
+            for batch in self._batches:
+                by_task = self._forward(batch)
+                values = values_of(by_task)
+                seen.append(values)
+                chosen = weights(values if losses is None else losses) if callable(weights) else weights
+                terms = [
+                    weight * loss for weight, loss in zip(chosen.tolist(), by_task.values(), strict=True) if weight != 0
+                ]
+                if terms:
+                    summed = torch.stack(terms).sum() * loss_scale
+                    accumulate(torch.autograd.grad(summed, self.shared, allow_unused=True), self.shared, total)
+                    self.backwards += 1
+        total = self.ranks.mean_(total.div_(len(self._batches) * loss_scale))
+        return mean_losses(seen, self.ranks), total
+
+    def hessian_vector_products(self, weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Exact Hessians of weighted sums of the task losses, times vectors, by double backward.
+
+        Args:
+            weights: Weights of the task losses, each of shape ``(K,)``.
+            vectors: One vector of shape ``(P,)`` for each of them.
+
+        Returns:
+            One product of shape ``(P,)`` for each.
+        """
+        products, loss_scale = [zeros_like_shared(self.shared) for _ in vectors], self._numerics.loss_scale
+        with self.ranks.fail_together():
+            for batch in self._batches:
+                values = torch.stack(list(self._forward(batch).values())) * loss_scale
+                for index, (weight, vector) in enumerate(zip(weights, vectors, strict=True)):
+                    loss = (weight.to(values) * values).sum()
+                    gradients = task_gradient("weighted sum", loss, self.shared, create_graph=True)
+                    pieces = zip(gradients, views(vector, self.shared), strict=True)
+                    curved = [(g * v).sum() for g, v in pieces if g is not None and g.requires_grad]
+                    if curved:
+                        inner = torch.stack(curved).sum()
+                        second = torch.autograd.grad(inner, self.shared, retain_graph=True, allow_unused=True)
+                        accumulate(second, self.shared, products[index])
+                    self.backwards += 2
+        return [self.ranks.mean_(product.div_(len(self._batches) * loss_scale)) for product in products]
+
+    def point(self, near: Point | None = None, spare: Tensor | None = None) -> Point:
+        """The losses and task gradients here. Also sets ``.grad`` of every parameter.
+
+        Args:
+            near: A point with task gradients of about the same norms. It saves one backward pass.
+            spare: A matrix of shape ``(K, P)`` whose memory may be reused for the task gradients.
+        """
+        point = self.point_if(lambda losses: True, near, spare)
+        assert point is not None
+        return point
+
+    def point_if(
+        self, admit: Callable[[Tensor], bool], near: Point | None = None, spare: Tensor | None = None
+    ) -> Point | None:
+        """:meth:`point`, but only if the losses are good enough.
+
+        Args:
+            admit: Gets the losses before anything is differentiated. If it returns ``False``, the result is ``None``.
+            near: See :meth:`point`.
+            spare: See :meth:`point`.
+        """
+        single = len(self._batches) == 1
+        if not single and not admit(self.losses()):
+            return None
+        for parameter in self._parameters:
+            parameter.grad = None
+        expected = ExpectedNorms()
+        if near is not None:
+            expected.learn(near.gradients, near.losses.tolist())
+        accumulator = Accumulator(self.shared, expected, self._numerics, spare)
+        seen, share, loss_scale = [], 1 / len(self._batches), self._numerics.loss_scale
+        for batch in self._batches:
+            with self.ranks.fail_together():
+                losses = self._forward(batch)
+            values = self.ranks.mean_(values_of(losses))
+            seen.append(values)
+            if single and not admit(values):
+                return None
+            # No process fails alone here: a method sees the same losses on all of them.
+            total, weight = self._scalarize(losses)
+            backward = (total * (share * loss_scale)).backward
+            with self.ranks.fail_together():
+                self.backwards += accumulator.add(losses, weight, share, backward, values)
+        self.ranks.mean_gradients_(self._parameters)
+        gradients = accumulator.complete()
+        self.scale_grads(1 / loss_scale)
+        return Point(torch.stack(seen).mean(dim=0), gradients)
+
+    def grads_are_finite(self) -> bool:
+        """Whether ``.grad`` of every parameter is finite."""
+        return grads_are_finite(self._parameters)
+
+    def scale_grads(self, factor: float) -> None:
+        """Multiply ``.grad`` of every parameter by a factor."""
+        for parameter in self._parameters:
+            if parameter.grad is not None and factor != 1:
+                parameter.grad.mul_(factor)
+
+    def _versions(self) -> list[int]:
+        """PyTorch counts how often a tensor has been written to."""
+        return [parameter._version for parameter in self.shared]
+
+    def _forward(self, batch: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        self.forwards += 1
+        return dict(batch())
+
+
+def _mean(losses: dict[str, Tensor]) -> Scalarization:
+    return Method().scalarize(torch.stack(list(losses.values())), Numerics().ranks)
