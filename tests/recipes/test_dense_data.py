@@ -21,8 +21,8 @@ from recipes.dense.augment import SCALES, View, augment
 from recipes.dense.data import DenseDataModule
 from recipes.dense.examples import DenseExamples, ExampleLoader
 from recipes.nyuv2 import NYUV2, NYUv2DataModule
-from tests.support.nets import make_trainer
 from tests.support.dense_files import random_example, ready, write_random
+from tests.support.nets import make_trainer
 
 MODULES = {"nyuv2": NYUv2DataModule, "cityscapes": CityScapesDataModule}
 both = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)

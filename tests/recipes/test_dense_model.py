@@ -25,9 +25,9 @@ from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
 from recipes.dense.model import DenseModel
 from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
 from recipes.nyuv2 import NYUV2, NYUv2DataModule, NYUv2Model
-from tests.support.nets import make_trainer
 from tests.support.dense_files import write_random
 from tests.support.dense_models import TINY, Metrics, lively, logged, tiny
+from tests.support.nets import make_trainer
 
 NAMES = {
     "segmentation": ("miou", "pixel_accuracy"),

@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 from recipes.nyuv2 import NYUV2
 from recipes.scenes import write_celeba
-from tests.support.ranks import RankPool
 from tests.support.dense_files import write_random
 from tests.support.qm9_runs import cache_home, needs_the_extra
 from tests.support.ranked_fits import celeba, fit, nyuv2, qm9, validate
+from tests.support.ranks import RankPool
 
 __all__ = ["cache_home"]  # A fixture.
 
