@@ -51,14 +51,7 @@ def cache_file(listing: Listing, size: int, cache_dir: str | Path | None = None)
 def prepare_images(
     listing: Listing, size: int, cache_dir: str | Path | None = None, num_threads: int = 1, anew: bool = False
 ) -> None:
-    """Read and resize all images, unless this was done already.
-
-    Args:
-        listing: See `cache_file`.
-        size: See `cache_file`.
-        cache_dir: See `cache_file`.
-        num_threads: Number of images to read at the same time.
-        anew: Whether to read them even if the file is there.
+    """Read and resize all images, `num_threads` at a time, unless this was done already and `anew` is False.
 
     Raises:
         OSError: If the disk has too little space.
@@ -86,10 +79,7 @@ def prepare_images(
 
 
 def load_images(listing: Listing, size: int, cache_dir: str | Path | None = None) -> NDArray[np.uint8]:
-    """Map the file of `prepare_images` into memory, read-only.
-
-    Returns:
-        RGB, (N, 3, size, size), in the order of the listing.
+    """Map the file of `prepare_images` into memory, read-only: RGB (N, 3, size, size) in the order of the listing.
 
     Raises:
         FileNotFoundError: If the images were not prepared.

@@ -83,37 +83,30 @@ class CelebAModel(MultiTaskMixin, L.LightningModule):
     def task_losses(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Binary cross-entropy of each attribute."""
         logits = self(batch["image"])
-        losses = F.binary_cross_entropy_with_logits(logits, self._wanted(batch), reduction="none").mean(dim=0)
+        losses = F.binary_cross_entropy_with_logits(logits, self._targets(batch), reduction="none").mean(dim=0)
         return dict(zip(self.attributes, losses.unbind(), strict=True))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> Tensor:
         """Probabilities, (B, number of attributes)."""
         return torch.sigmoid(self(batch["image"]))
 
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
+
+    def _targets(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["attributes"][:, self.columns]
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Update the metric."""
-        self._evaluate("val", batch)
+        # Half precision would round some probabilities above 0.5 down to 0.5, so look at the logits.
+        self.metrics[self._stage].update((self(batch["image"]) > 0).int(), self._targets(batch).int())
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Update the metric."""
-        self._evaluate("test", batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the F1."""
-        self._log_f1("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the F1."""
-        self._log_f1("test")
-
-    def _wanted(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["attributes"][:, self.columns]
-
-    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
-        # Half precision would round some probabilities above 0.5 down to 0.5, so look at the logits.
-        self.metrics[stage].update((self(batch["image"]) > 0).int(), self._wanted(batch).int())
-
-    def _log_f1(self, stage: str) -> None:
+        stage = self._stage
         scores = self.metrics[stage].compute().reshape(-1)
         self.metrics[stage].reset()
         against = list(self.single_task_f1.values())
@@ -122,6 +115,8 @@ class CelebAModel(MultiTaskMixin, L.LightningModule):
         # The scores are the same in all processes already. Lightning warns unless `sync_dist` is set.
         self.log_dict(each, sync_dist=True)
         self.log_dict({f"{stage}/mean_f1": mean, f"{stage}/delta_m": delta}, prog_bar=True, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam."""

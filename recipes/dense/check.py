@@ -22,15 +22,9 @@ _NUMBERED = re.compile(r"(0|[1-9][0-9]*)\.npy")
 
 
 def check_files(split: Path, layout: Layout, tasks: Sequence[str]) -> int:
-    """Check the names of all files, and the shapes and types in their headers. The values are not read.
+    """Check the names of all files in the folder of a split, and the shapes and types in their headers.
 
-    Args:
-        split: Folder of the split.
-        layout: The benchmark.
-        tasks: Tasks whose targets are needed.
-
-    Returns:
-        Number of examples.
+    The values are not read. Only the images and the targets of the tasks are needed. Returns the number of examples.
 
     Raises:
         FileNotFoundError: If a folder or a file is missing.

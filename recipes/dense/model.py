@@ -126,30 +126,22 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
         """Cross-entropy of the classes, absolute error of the depth, one minus the cosine of the normals."""
         return {name: LOSSES[name](prediction, batch[name]) for name, prediction in self(batch["image"]).items()}
 
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics; returns the predictions."""
-        return self._evaluate("val", batch)
+        predictions = self(batch["image"])
+        for name, prediction in predictions.items():
+            self.metrics[self._stage][name].update(prediction, batch[name])
+        return predictions
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Update the metrics; returns the predictions."""
-        return self._evaluate("test", batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._log_metrics("test")
-
-    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        predictions = self(batch["image"])
-        for name, prediction in predictions.items():
-            self.metrics[stage][name].update(prediction, batch[name])
-        return predictions
-
-    def _log_metrics(self, stage: str) -> None:
-        of_tasks = self.metrics[stage].values()
+        stage, of_tasks = self._stage, self.metrics[self._stage].values()
         values = {name: value for metrics in of_tasks for name, value in metrics.compute().items()}
         for name, value in values.items():
             if not value.isfinite():
@@ -164,6 +156,8 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
         higher_is_better = [bool(metric.higher_is_better) for metrics in of_tasks for metric in metrics.values()]
         degradation = delta_m(torch.stack(list(values.values())), self._baselines, higher_is_better)
         self.log(f"{stage}/delta_m", degradation, prog_bar=True, sync_dist=True)
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, whose learning rate drops at the milestones."""

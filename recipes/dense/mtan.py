@@ -17,13 +17,8 @@ __all__ = ["Mtan", "MtanTrunk", "TaskAttention"]
 class MtanTrunk(SegNetTrunk):
     """All that the tasks of MTAN share: the SegNet, and a convolution for each stage.
 
-    As in the public code, these convolutions filter what a task's attention has selected, the same for all tasks.
-
-    Args:
-        widths: Features of the stages.
-
-    Raises:
-        ValueError: If there are not five positive widths.
+    As in the public code, these convolutions filter what a task's attention has selected, the same for all tasks. See
+    `SegNetTrunk` for the argument.
     """
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
@@ -52,13 +47,7 @@ class TaskAttention(nn.Module):
     def forward(
         self, features: TrunkFeatures, encoder_filters: Iterable[nn.Module], decoder_filters: Iterable[nn.Module]
     ) -> Tensor:
-        """Select the features of the task, (B, first width, H, W).
-
-        Args:
-            features: Features of all stages.
-            encoder_filters: The shared convolutions of the encoder's stages.
-            decoder_filters: The shared convolutions of the decoder's stages.
-        """
+        """Select features of the task, (B, first width, H, W), with the shared convolutions of `MtanTrunk`."""
         selected: Tensor | None = None
         for mask, (first, last), filters in zip(self.encoder, features.encoder, encoder_filters, strict=True):
             seen = first if selected is None else torch.cat((first, selected), dim=1)
@@ -71,17 +60,10 @@ class TaskAttention(nn.Module):
 
 
 class Mtan(nn.Module):
-    """SegNet with a Multi-Task Attention Network (Liu et al., 2019); called like `SegNet`.
+    """SegNet with a Multi-Task Attention Network (Liu et al., 2019); see `SegNet` for the arguments.
 
     With the published widths it has 44.23 million parameters for the three tasks of NYUv2 and 41.21 million for the two
     tasks of CityScapes.
-
-    Args:
-        tasks: Task to the number of channels of its prediction. The prediction of `normals` is scaled to unit length.
-        widths: Features of the stages.
-
-    Raises:
-        ValueError: If there is no task, or a width or a number of channels is not positive.
 
     Attributes:
         trunk: What the tasks share.

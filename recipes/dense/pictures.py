@@ -65,7 +65,7 @@ class ValidationFigure(L.Callback, ABC):
         """Refuse other models.
 
         Raises:
-            MisconfigurationException: If the model is no `DenseModel`.
+            MisconfigurationException: If the model is not a `DenseModel`.
         """
         require_model(self, pl_module, DenseModel)
 
@@ -161,21 +161,10 @@ class DensePictures(ValidationFigure):
 
 
 class ConfusionMatrixPlot(ValidationFigure):
-    """Draws the confusion matrix of the segmentation, over the whole split and all processes.
-
-    Args:
-        every_n_epochs: Draw in every n-th epoch and in the last one.
-        folder: Where to write; None: the folder of the Trainer's logs.
-
-    Raises:
-        ValueError: If the number is not positive.
-    """
+    """Draws the confusion matrix of the segmentation, over the whole split and all processes."""
 
     name = "confusion"
-
-    def __init__(self, every_n_epochs: int = 10, folder: str | Path | None = None) -> None:
-        super().__init__(every_n_epochs, folder)
-        self._matrix: MulticlassConfusionMatrix | None = None
+    _matrix: MulticlassConfusionMatrix | None = None
 
     @override
     def begin(self, trainer: L.Trainer, model: DenseModel) -> None:

@@ -55,10 +55,7 @@ class SegNetTrunk(nn.Module):
         self.decoder = _stages((*reversed(widths), widths[0]), _DEPTHS[::-1])
 
     def forward(self, image: Tensor) -> TrunkFeatures:
-        """Compute the features of all stages.
-
-        Args:
-            image: (B, 3, H, W), H and W multiples of 32.
+        """Compute the features of all stages from images (B, 3, H, W), H and W multiples of 32.
 
         Raises:
             ValueError: If the image has another shape.
@@ -158,11 +155,7 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def make_heads(tasks: Mapping[str, int], width: int) -> nn.ModuleDict:
-    """One head per task: a 3 x 3 and a 1 x 1 convolution with nothing between them, as published.
-
-    Args:
-        tasks: See `SegNet`.
-        width: Number of input features.
+    """One head per task for `width` features: a 3 x 3 and a 1 x 1 convolution with nothing between them, as published.
 
     Raises:
         ValueError: If there is no task, or a number of channels is not positive.
