@@ -64,9 +64,8 @@ class CelebAModel(MultiTaskMixin, L.LightningModule):
         self.save_hyperparameters(ignore="mtl_method")
         self.mtl_method = mtl_method
         self.attributes, self.lr = tuple(attributes), lr
-        self.single_task_f1 = _chosen_baselines(
-            SINGLE_TASK_F1 if single_task_f1 is None else single_task_f1, self.attributes
-        )
+        baselines = SINGLE_TASK_F1 if single_task_f1 is None else single_task_f1
+        self.single_task_f1 = _chosen_baselines(baselines, self.attributes)
         self.backbone = FaceNet(width)
         self.heads = nn.Linear(self.backbone.num_features, len(self.attributes))
         columns = torch.tensor([ATTRIBUTES.index(name) for name in self.attributes])

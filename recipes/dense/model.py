@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
@@ -92,16 +93,10 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
         self.lr, self.lr_milestones, self.lr_factor = lr, tuple(lr_milestones), lr_factor
         self.network = (Mtan if network == "mtan" else SegNet)(channels, widths)
         self.shared_module = ["network.trunk", *(["network.attention"] if share_attention else [])]
-        self.metrics = nn.ModuleDict(
-            {
-                stage: nn.ModuleDict({name: make_metrics(name, size, average) for name, size in channels.items()})
-                for stage in ("val", "test")
-            }
-        )
-        names = [name for metrics in self.metrics["val"].values() for name in metrics]
-        self._baselines = _checked_values(
-            self.published_values if single_task_values is None else single_task_values, names
-        )
+        metrics = nn.ModuleDict({name: make_metrics(name, size, average) for name, size in channels.items()})
+        self.metrics = nn.ModuleDict({"val": metrics, "test": deepcopy(metrics)})
+        values = self.published_values if single_task_values is None else single_task_values
+        self._baselines = _checked_values(values, [name for of_task in metrics.values() for name in of_task])
 
     def setup(self, stage: str) -> None:
         """Refuse a Trainer that casts targets to half precision, and data without the targets of a task.
