@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from lightning.pytorch.cli import LightningCLI
 
-from recipes.celeba.data import CelebADataModule
-from recipes.celeba.model import CelebAModel
+from recipes.celeba import CelebADataModule, CelebAModel
 
 __all__ = ["main"]
 
 
 def main(args: list[str] | None = None) -> LightningCLI:
-    """Run one subcommand.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-    """
+    """Run one subcommand; `args` without the program's name, by default `sys.argv`."""
     return LightningCLI(
         CelebAModel, CelebADataModule, args=args, seed_everything_default=0, auto_configure_optimizers=False
     )

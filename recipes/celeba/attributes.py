@@ -48,17 +48,13 @@ SINGLE_TASK_F1: dict[str, float] = {
     "Wearing_Necktie": 0.7647628,
     "Young": 0.91907,
 }
-"""Attribute to the F1 of a network that is trained on it alone: the values that published Δm% are relative to."""
+"""Attribute to the F1 of a network that is trained on it alone. Published Δm% are relative to these values."""
 
 ATTRIBUTES: tuple[str, ...] = tuple(SINGLE_TASK_F1)
-"""In the order of `list_attr_celeba.txt`."""
+"""The attributes in the order of `list_attr_celeba.txt`."""
 
 
 def check_attributes(names: Sequence[str]) -> None:
-    """Refuse what is no choice of attributes.
-
-    Raises:
-        ValueError: If there is no name, an unknown one, or one twice.
-    """
+    """Raise a ValueError if there is no name, an unknown one, or one twice."""
     if not names or len(set(names)) != len(names) or not set(names) <= set(ATTRIBUTES):
         raise ValueError(f"attributes={names!r} must name one or more of {ATTRIBUTES}, each once.")

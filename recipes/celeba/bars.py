@@ -1,4 +1,4 @@
-"""The F1 of every attribute, beside that of a network of its own."""
+"""A figure of the F1 of every attribute, beside its single-task value."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ from recipes.common.figures import require_model, save_and_log
 
 __all__ = ["AttributeBars", "bar_figure"]
 
-# Of Okabe and Ito's colors, which most color-blind readers tell apart.
+# Two of Okabe and Ito's colors, which most color-blind readers can tell apart.
 _BETTER, _WORSE = "#0072B2", "#D55E00"
 
 
 def bar_figure(scores: Mapping[str, float], single_task: Mapping[str, float]) -> Figure:
-    """One bar an attribute, in the color of whether it reaches the single-task value, which is a mark beside it.
+    """Draw one bar per attribute, with a mark at its single-task value. The color shows whether it is reached.
 
     Args:
         scores: Attribute to F1.
-        single_task: The same attributes to the F1 of models that are trained on one alone.
+        single_task: The same attributes to the F1 of single-task models.
 
     Raises:
         ValueError: If the attributes differ.
     """
     if scores.keys() != single_task.keys():
-        raise ValueError(
-            f"`scores` has {list(scores)} and `single_task` {list(single_task)}: the attributes must agree."
-        )
+        raise ValueError(f"Attributes of `scores`, {list(scores)}, and `single_task`, {list(single_task)}, must agree.")
     figure = Figure(figsize=(7, 1.2 + 0.21 * len(scores)), layout="constrained", dpi=120)
     ax = figure.subplots()
     places, values = np.arange(len(scores)), np.array(list(scores.values()))
@@ -54,15 +52,15 @@ def bar_figure(scores: Mapping[str, float], single_task: Mapping[str, float]) ->
 
 
 class AttributeBars(L.Callback):
-    """After a validation or a test, draws the F1 of each attribute beside the single-task values.
+    """Draws the F1 of each attribute beside the single-task values, after validations and tests.
 
-    The figure is written to `f1_val.png`, where the next validation replaces it, or `f1_test.png`, and goes to the
-    loggers that take images (TensorBoard's, and those with `log_image`) as `val/f1` or `test/f1`. Training goes on as
-    without it.
+    The figure is written to `f1_val.png`, which the next validation replaces, or to `f1_test.png`. Loggers that take
+    images (`TensorBoardLogger`, and those with `log_image`) get it as `val/f1` or `test/f1`. The training is not
+    changed.
 
     Args:
         folder: Where to write; None: the folder of the Trainer's logs.
-        every_n_epochs: Draw in every n-th epoch; tests are always drawn.
+        every_n_epochs: Draw in every n-th epoch. Tests are always drawn.
 
     Raises:
         ValueError: If `every_n_epochs` is below 1.
@@ -79,13 +77,13 @@ class AttributeBars(L.Callback):
         """Refuse other models.
 
         Raises:
-            MisconfigurationException: If the model is no `CelebAModel`.
+            MisconfigurationException: If the model is not a `CelebAModel`.
         """
         require_model(self, pl_module, CelebAModel)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw, unless the validation is Lightning's trial before training, or of another epoch."""
+        """Draw if the epoch is due, but not in the sanity check."""
         fitting = trainer.state.fn == TrainerFn.FITTING
         due = not fitting or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and not trainer.sanity_checking:
@@ -97,7 +95,7 @@ class AttributeBars(L.Callback):
         self._draw(trainer, pl_module, "test")
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # All processes are asked for it.
+        # `log_dir` is broadcast, so all processes must ask for it.
         log_dir = trainer.log_dir
         if not trainer.is_global_zero:
             return

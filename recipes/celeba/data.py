@@ -12,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.celeba.cache import load_images, prepare_images
+from recipes.celeba.images import load_images, prepare_images
 from recipes.celeba.listing import SPLITS, Listing, read_listing
 from recipes.common.loader import BatchLoader, BatchSampler
 
 __all__ = ["CelebADataModule", "Check"]
 
 Check = Literal["files", "full"]
-# Half of it, three times, is still a pixel.
-_LEAST_SIZE = 8
 
 
 class CelebADataModule(L.LightningDataModule):
@@ -28,19 +26,19 @@ class CelebADataModule(L.LightningDataModule):
 
     A batch is a dict of `image` (B, 3, H, W), RGB in [0, 1], and `attributes` (B, 40), 0 or 1; both float32.
 
-    The images are decoded and resized once and kept in a file of 12 kB an image at the default size. That every one of
-    them can be read is known before training starts.
+    The images are decoded and resized once and kept in a file, which has 12 kB per image at the default size. So
+    unreadable images are found before training starts.
 
     Args:
-        root: The folder that holds `Img`, `Anno` and `Eval` (the authors' layout), or `celeba` with everything in it
+        root: Folder that contains `Img`, `Anno` and `Eval` (the authors' layout), or `celeba` with everything in it
             (torchvision's). Nothing is downloaded.
         batch_size: Faces per batch and process. An incomplete last training batch is dropped.
         image_size: Height and width to which the images are resized.
-        num_workers: Threads that read the images where they are not resized yet; None: as many as there are CPUs.
-        shuffle_seed: Seed of the order of the training batches, which nothing else has a say in: runs with the same
+        num_workers: Number of threads that read images which are not resized yet; None: as many as there are CPUs.
+        shuffle_seed: Seed of the order of the training batches. Nothing else decides the order, so runs with the same
             seed see the same batches.
-        check: "files" looks whether the text files are sound and all images there; "full" also reads all images, even
-            if they were resized before, and resizes them anew.
+        check: "files": check the text files, and that all images are there. "full": also read all images and resize
+            them anew, even if they were resized before.
         cache_dir: Folder of the resized images; None: `lightning_cost/celeba` in the user's folder for caches.
 
     Raises:
@@ -58,17 +56,16 @@ class CelebADataModule(L.LightningDataModule):
         cache_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
-        # Checkpoints keep the arguments, and PyTorch loads no paths from them.
+        # Checkpoints keep the arguments, but PyTorch loads no paths from them.
         root = os.fspath(root)
         cache_dir = cache_dir if cache_dir is None else os.fspath(cache_dir)
         self.save_hyperparameters()
-        if num_workers is None:
-            num_workers = os.cpu_count() or 1
-        least = {"batch_size": 1, "image_size": _LEAST_SIZE, "num_workers": 1, "shuffle_seed": 0}
-        given = {"batch_size": batch_size, "image_size": image_size, "num_workers": num_workers}
-        for name, value in (given | {"shuffle_seed": shuffle_seed}).items():
-            if value < least[name]:
-                raise ValueError(f"{name}={value} must be at least {least[name]}.")
+        num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+        # The network halves images three times.
+        given = {"batch_size": (batch_size, 1), "image_size": (image_size, 8), "num_workers": (num_workers, 1)}
+        for name, (value, least) in (given | {"shuffle_seed": (shuffle_seed, 0)}).items():
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
         if check not in get_args(Check):
             raise ValueError(f"check={check!r} must be one of {get_args(Check)}.")
         self.root, self.batch_size, self.image_size, self.num_workers = root, batch_size, image_size, num_workers
@@ -77,17 +74,17 @@ class CelebADataModule(L.LightningDataModule):
         self._images: NDArray[np.uint8] | None = None
 
     def prepare_data(self) -> None:
-        """Check the files, and resize the images unless that was done."""
+        """Check the files, and resize the images unless this was done already."""
         self._listing = read_listing(self.root)
         prepare_images(self._listing, self.image_size, self.cache_dir, self.num_workers, anew=self.check == "full")
 
     def setup(self, stage: str) -> None:
-        """Map the images, whatever the stage needs.
+        """Map the images into memory, the same for every stage.
 
         Raises:
             FileNotFoundError: If `prepare_data` was never called for this data.
         """
-        # It was read in this process, unless the process is one of several.
+        # With several processes, `prepare_data` read the listing in one of them only.
         self._listing = self._listing or read_listing(self.root)
         self._images = load_images(self._listing, self.image_size, self.cache_dir)
 

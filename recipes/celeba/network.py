@@ -1,7 +1,7 @@
-"""The convolutional network of the benchmark.
+"""The convolutional network of the benchmark, which the public code of FAMO and FairGrad trains on CelebA.
 
-It is the one that the public code of FAMO and FairGrad trains on CelebA: seven convolutions with three poolings between
-them, the mean over what is left of the image, and two linear layers, each with batch normalization and ReLU.
+It has seven convolutions with three poolings between them, the mean over the remaining pixels, and two linear layers.
+Batch normalization and ReLU follow each convolution and linear layer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 __all__ = ["FaceNet"]
 
-# Channels of the convolutions in multiples of the width; before each new block the image is halved.
+# Channels of the convolutions in multiples of the width. The image is halved between two blocks.
 _BLOCKS = ((1,), (2, 2), (4, 4), (8, 8))
 _NUM_LINEAR = 2
 
@@ -38,7 +38,7 @@ class FaceNet(nn.Module):
             if layers:
                 layers.append(nn.MaxPool2d(2))
             for factor in block:
-                # The normalization that follows takes away what a bias adds.
+                # The normalization that follows would remove a bias.
                 convolution = nn.Conv2d(channels, factor * width, 3, padding=1, bias=False)
                 channels = factor * width
                 layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
@@ -49,12 +49,5 @@ class FaceNet(nn.Module):
         self.num_features = channels
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features of images.
-
-        Args:
-            image: (B, 3, H, W), RGB in [0, 1], at least 8 x 8.
-
-        Returns:
-            (B, num_features).
-        """
+        """Features (B, num_features) of images (B, 3, H, W), RGB in [0, 1], at least 8 x 8."""
         return self.layers(image)

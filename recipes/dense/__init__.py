@@ -1,1 +1,1 @@
-"""What the recipes for dense prediction share: networks and losses."""
+"""What NYUv2 and CityScapes share: files, augmentation, networks, losses, metrics and figures."""

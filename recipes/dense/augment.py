@@ -1,4 +1,4 @@
-"""Augmentation as published: a part of an example, enlarged to the size of the whole, and mirrored or not."""
+"""The published augmentation: a part of an example is enlarged to the full size, and perhaps mirrored."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torchvision.transforms.v2 import functional as F
 __all__ = ["SCALES", "View", "augment"]
 
 SCALES = (1.0, 1.2, 1.5)
-"""How much a part may be enlarged."""
+"""The factors by which a part may be enlarged."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of an example.
+    """The part of an example that is seen.
 
     Attributes:
-        scale: How much the part is enlarged.
+        scale: Factor by which the part is enlarged.
         top: First row of the part.
         left: First column of the part.
         mirrored: Whether left and right are exchanged.
@@ -34,13 +34,7 @@ class View:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, height: int, width: int) -> View:
-        """Draw one of the scales, any part of that size, and mirror every other time.
-
-        Args:
-            rng: Source of the random numbers.
-            height: Rows of the example.
-            width: Columns of the example.
-        """
+        """Draw a scale, the place of the part, and whether to mirror it, for an example of some height and width."""
         scale = float(rng.choice(SCALES))
         rows, columns = _part(scale, height, width)
         top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
@@ -48,15 +42,15 @@ class View:
 
 
 def augment(example: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
-    """Look at an example.
+    """Show a part of an example.
 
-    Images are interpolated; labels, depth and normals are those of the nearest pixel, so that unknown ones stay apart.
-    What is enlarged is nearer: depth is divided by the scale. That is right for metric depth and wrong for inverse
-    depth, for which published code does the same. In a mirror, normals point to the other side.
+    Images are interpolated. Labels, depth and normals are taken from the nearest pixel, so that unknown pixels do not
+    mix with known ones. What is enlarged is nearer, so depth is divided by the scale. This is right for metric depth
+    and wrong for inverse depth, but published code does it for both. Mirroring turns normals to the other side.
 
     Args:
         example: `image` (3, H, W) and any of `segmentation` (H, W), `depth` (1, H, W) and `normals` (3, H, W).
-        view: What to see of it.
+        view: The part to show.
 
     Returns:
         New tensors of the same shapes.
@@ -65,7 +59,7 @@ def augment(example: Mapping[str, Tensor], view: View) -> dict[str, Tensor]:
     rows, columns = _part(view.scale, height, width)
     seen = {}
     for name, values in example.items():
-        # Of masks, torchvision takes the nearest pixel whatever the interpolation.
+        # torchvision takes the nearest pixel of masks, whatever the interpolation.
         typed = tv_tensors.Image(values) if name == "image" else tv_tensors.Mask(values)
         typed = F.resized_crop(typed, view.top, view.left, rows, columns, size=[height, width])
         seen[name] = (F.horizontal_flip(typed) if view.mirrored else typed).as_subclass(Tensor)

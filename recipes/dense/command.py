@@ -11,7 +11,7 @@ __all__ = ["DenseCLI", "run_command"]
 
 
 class DenseCLI(LightningCLI):
-    """LightningCLI in which the data carry the targets of the model."""
+    """LightningCLI that gives `model.tasks` to the data module too."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link `data.tasks` to `model.tasks`."""
@@ -19,11 +19,5 @@ class DenseCLI(LightningCLI):
 
 
 def run_command(model: type[DenseModel], data: type[DenseDataModule], args: list[str] | None = None) -> DenseCLI:
-    """Run one subcommand.
-
-    Args:
-        model: The model of the benchmark.
-        data: Its data module.
-        args: Command line without the program's name; None: `sys.argv`.
-    """
+    """Run one subcommand of a benchmark; `args` without the program's name, by default `sys.argv`."""
     return DenseCLI(model, data, args=args, seed_everything_default=0, auto_configure_optimizers=False)

@@ -11,7 +11,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from rich.console import Console
 
 from recipes.common.loader import BatchSampler
-from recipes.dense.check import check_all_values, check_files
+from recipes.dense.check import check_files, check_values
 from recipes.dense.examples import DenseExamples, ExampleLoader
 from recipes.dense.layout import Layout
 
@@ -25,30 +25,29 @@ class DenseDataModule(L.LightningDataModule):
     """Images with targets for every pixel, from .npy files.
 
     A batch is a dict of `image` (B, 3, H, W) and the targets of the tasks: `segmentation` (B, H, W) int64, `depth`
-    (B, 1, H, W) and `normals` (B, 3, H, W). The order of the training batches and the augmentation of every example are
-    a function of `seed` and the epoch alone, whatever the number of workers or devices, and the global random numbers
-    are left alone: runs with the same seed see the same pixels.
+    (B, 1, H, W) and `normals` (B, 3, H, W). `seed` and the epoch alone decide the order of the training batches and
+    the augmentation of every example, whatever the number of workers or devices. So runs with the same seed see the
+    same pixels. The global random number generators are left alone.
 
-    These benchmarks have two splits. What they call `val` is what their tables report, so that it is validated and
-    tested on; choosing anything by it, such as the best epoch, would be choosing on the test data.
+    These benchmarks have two splits, and their tables report what they call `val`. So this split is used to validate
+    and to test. Do not choose anything by it, such as the best epoch: you would choose on the test data.
 
     Args:
-        root: The folder that has `train` and `val`.
-        batch_size: Examples per batch and process. An incomplete last training batch is dropped.
-        tasks: The tasks whose targets a batch has; None: all of the benchmark.
-        num_workers: Processes that read each split; 0: the one that trains.
+        root: Folder that contains `train` and `val`.
+        batch_size: Examples per batch and process; None: as published. An incomplete last training batch is dropped.
+        tasks: Tasks whose targets a batch has; None: all tasks of the benchmark.
+        num_workers: Number of worker processes that read each split; 0: the training process reads.
         augment: Whether to scale, crop and mirror training examples.
         seed: Seed of the order and of the augmentation.
-        check: What is looked at before training: "files": names, and shapes and types in the headers. "full": all
-            values as well, which reads everything. The values of an example are looked at again whenever it is read.
+        check: What is checked before training. "files": file names, and the shapes and types in the headers. "full":
+            all values as well, which reads everything. The values of an example are checked whenever it is read.
 
     Attributes:
         layout: The benchmark.
 
     Raises:
-        ValueError: If an argument is out of range or names an unknown task; in `setup`, if a file is not what it must
-            be.
-        FileNotFoundError: In `setup`, if a folder or file is missing.
+        ValueError: If an argument is out of range or names an unknown task; in `setup`, if a file is malformed.
+        FileNotFoundError: In `setup`, if a folder or a file is missing.
     """
 
     layout: ClassVar[Layout]
@@ -56,7 +55,7 @@ class DenseDataModule(L.LightningDataModule):
     def __init__(
         self,
         root: str | Path,
-        batch_size: int,
+        batch_size: int | None = None,
         tasks: Sequence[str] | None = None,
         num_workers: int = 0,
         augment: bool = True,
@@ -64,8 +63,9 @@ class DenseDataModule(L.LightningDataModule):
         check: Check = "files",
     ) -> None:
         super().__init__()
-        # Checkpoints keep the arguments. PyTorch loads no paths from them, and the data may have moved. The model has
-        # tasks as well, and Lightning refuses to log what two modules spell differently.
+        batch_size = self.layout.batch_size if batch_size is None else batch_size
+        # Checkpoints keep the arguments, but PyTorch loads no paths from them, and the data may have moved. The model
+        # has `tasks` too, and Lightning refuses to log an argument that two modules spell differently.
         self.save_hyperparameters(ignore=["root", "tasks"])
         for name, minimum in {"batch_size": 1, "num_workers": 0, "seed": 0}.items():
             if self.hparams[name] < minimum:
@@ -78,21 +78,18 @@ class DenseDataModule(L.LightningDataModule):
         self.sizes: dict[Split, int] = {}
 
     def setup(self, stage: str) -> None:
-        """Check the files of the splits that the stage needs, each once."""
+        """Check the files of the splits that the stage needs, each split once."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"root={str(self.root)!r} must be a folder. {self.layout.tree}")
         splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
         for split in splits:
             if split not in self.sizes:
-                self.sizes[split] = self._checked_size(split)
-
-    def _checked_size(self, split: Split) -> int:
-        size = check_files(self.root / split, self.layout, self.tasks)
-        if self.check == "full":
-            quiet = self.trainer is not None and not self.trainer.is_global_zero
-            console = Console(stderr=True, quiet=quiet)
-            check_all_values(self.root / split, self.layout, self.tasks, size, console)
-        return size
+                folder = self.root / split
+                size = check_files(folder, self.layout, self.tasks)
+                if self.check == "full":
+                    quiet = self.trainer is not None and not self.trainer.is_global_zero
+                    check_values(folder, self.layout, self.tasks, size, Console(stderr=True, quiet=quiet))
+                self.sizes[split] = size
 
     def train_dataloader(self) -> ExampleLoader:
         """Shuffled and augmented training batches."""
@@ -103,13 +100,13 @@ class DenseDataModule(L.LightningDataModule):
         return self._loader("val")
 
     def test_dataloader(self) -> ExampleLoader:
-        """The same: these benchmarks report what they validate on."""
+        """The validation batches, which these benchmarks report."""
         return self._loader("val")
 
     def _loader(self, split: Split) -> ExampleLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         shuffle_seed = self.seed if split == "train" else None
-        augment_seed = self.seed if split == "train" and self.augment else None
+        augment_seed = shuffle_seed if self.augment else None
         size = self.sizes[split]
         examples = DenseExamples(self.root / split, self.layout, self.tasks, size, augment_seed)
         sampler = BatchSampler(size, self.batch_size, shuffle_seed, rank, world_size)

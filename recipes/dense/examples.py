@@ -1,4 +1,4 @@
-"""Examples read from disk, and batches of them in an order and under an augmentation that a seed decides."""
+"""Examples read from disk, in batches whose order and augmentation a seed decides."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes.common.loader import BatchSampler, SampledLoader
 from recipes.dense.augment import View, augment
-from recipes.dense.check import checked_values
+from recipes.dense.check import read_checked
 from recipes.dense.layout import Layout
 
 __all__ = ["DenseExamples", "ExampleLoader", "Place"]
 
 Place = tuple[int, int]
-"""Epoch and number of an example: all that its augmentation depends on, besides the seed."""
+"""Epoch and number of an example. Its augmentation depends on these and on the seed alone."""
 
 
 class DenseExamples(Dataset[dict[str, Tensor]]):
-    """Examples of one split; a place gives `image` (3, H, W) and each task's target, (H, W) or (channels, H, W).
+    """Examples of one split. A place gives `image` (3, H, W) and each task's target, (H, W) or (channels, H, W).
 
     Args:
         folder: Folder of the split.
@@ -40,37 +40,31 @@ class DenseExamples(Dataset[dict[str, Tensor]]):
         self.augment_seed = augment_seed
 
     def __len__(self) -> int:
-        """Number of examples."""
         return self.size
 
     def __getitem__(self, place: Place) -> dict[str, Tensor]:
-        """Read an example, and augment it.
-
-        Raises:
-            ValueError: If an array has values that it must not have; the message names the file.
-        """
+        """Read and augment an example; see `read_checked` for what is refused."""
         epoch, number = place
-        example = {}
-        for name, quantity in self.quantities.items():
-            path = self.folder / quantity.folder / f"{number}.npy"
-            # Mapping it into memory was measured to be no faster: all of it is read.
-            example[name] = quantity.to_tensor(checked_values(np.load(path), path, quantity))
+        example = {
+            name: quantity.to_tensor(read_checked(quantity.path(self.folder, number), quantity))
+            for name, quantity in self.quantities.items()
+        }
         if self.augment_seed is None:
             return example
-        # The last number, because trailing zeros make no difference: the order of the epoch is drawn from the first
-        # two alone.
+        # The order of the epoch is drawn from seed and epoch alone. NumPy ignores trailing zeros of a seed, so the 1
+        # at the end keeps the two streams apart.
         rng = np.random.default_rng((self.augment_seed, epoch, number, 1))
         return augment(example, View.draw(rng, *example["image"].shape[-2:]))
 
 
 class ExampleLoader(SampledLoader):
-    """Serves batches of examples, read in worker processes.
+    """Serves batches of examples, which worker processes may read.
 
     Args:
         examples: What to serve.
         sampler: See `SampledLoader`.
-        num_workers: Worker processes; 0: this one reads.
-        pin_memory: Whether batches are to be copied to a CUDA device.
+        num_workers: Number of worker processes; 0: this process reads.
+        pin_memory: Whether the batches will be copied to a CUDA device.
     """
 
     def __init__(
@@ -83,18 +77,18 @@ class ExampleLoader(SampledLoader):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            # It would draw from the global one for every pass.
+            # Without a generator, the DataLoader draws from the global one for every pass.
             generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # Workers are ahead. The sampler, whose position is saved, counts what was handed out.
+        # The workers read ahead. The sampler counts the batches that were handed out, and its position is saved.
         for _, batch in zip(self.sampler, self._batches, strict=True):
             yield batch
 
 
 class _PlacesAhead:
-    """The batches that a sampler is about to hand out, without making it hand them out."""
+    """The places of a sampler's next batches. Iterating does not move the sampler."""
 
     def __init__(self, sampler: BatchSampler) -> None:
         self._sampler = sampler
@@ -103,7 +97,7 @@ class _PlacesAhead:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[list[Place]]:
-        # Copied now: the sampler forgets where it was to begin as soon as it hands out its first batch.
+        # Copied now, because the sampler forgets where to begin as soon as it hands out its first batch.
         sampler = copy(self._sampler)
         epoch = sampler.state_dict()["epoch"]
         return ([(epoch, number) for number in batch.tolist()] for batch in sampler)

@@ -18,22 +18,22 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from recipes.dense.layout import Layout
 from recipes.dense.losses import IGNORED
 
-__all__ = ["class_colours", "confusion_figure", "examples_figure"]
+__all__ = ["class_colors", "confusion_figure", "examples_figure"]
 
 _UNKNOWN = "0.85"
 _TITLES = {"segmentation": "classes", "depth": "depth", "normals": "normals"}
 
 
 def examples_figure(layout: Layout, examples: Sequence[Mapping[str, Tensor]], title: str) -> Figure:
-    """One row an example: the image, and what is true and predicted of each task.
+    """Draw one row per example: the image, and the truth and the prediction of each task.
 
-    Depth has the same colours in a row, from zero to the largest true one. Normals are red, green and blue by their
-    x, y and z. Grey is what is not known.
+    The colors of depth go from zero to the largest true depth of the row. Normals show x, y and z as red, green and
+    blue. Unknown pixels are gray.
 
     Args:
         layout: The benchmark.
-        examples: `image` (3, H, W), targets by their tasks as in a batch, and `predicted_<task>` as the model has it.
-        title: Of the figure.
+        examples: `image` (3, H, W), targets by their tasks as in a batch, and `predicted_<task>` as the model returns.
+        title: Title of the figure.
     """
     tasks = [name for name in layout.tasks if name in examples[0]]
     rows, columns = len(examples), 1 + 2 * len(tasks)
@@ -52,19 +52,19 @@ def examples_figure(layout: Layout, examples: Sequence[Mapping[str, Tensor]], ti
         ax.set(xticks=[], yticks=[])
     figure.suptitle(title, fontsize="medium")
     if "segmentation" in tasks:
-        colours = zip(layout.classes, class_colours(len(layout.classes)), strict=True)
-        handles = [Patch(color=colour, label=name) for name, colour in colours]
+        colors = zip(layout.classes, class_colors(len(layout.classes)), strict=True)
+        handles = [Patch(color=color, label=name) for name, color in colors]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(13, len(handles)), fontsize="x-small")
     return figure
 
 
 def confusion_figure(counts: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Which classes are taken for which: the share of each true class, a row, that is predicted as another, a column.
+    """Draw the share of each true class (row) that is predicted as each class (column).
 
     Args:
-        counts: (C, C), pixels by their true and predicted class.
+        counts: Number of pixels by their true and predicted class, (C, C).
         classes: Names of the classes.
-        title: Of the figure.
+        title: Title of the figure.
     """
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     side = 2.5 + 0.5 * len(classes)
@@ -78,36 +78,35 @@ def confusion_figure(counts: Tensor, classes: Sequence[str], title: str) -> Figu
     return figure
 
 
-def class_colours(number: int) -> NDArray[np.float64]:
-    """As many different colours, red, green and blue from 0 to 1, (number, 3)."""
-    # Those of one hue lie next to each other in this map.
+def class_colors(number: int) -> NDArray[np.float64]:
+    """Up to 20 different colors as red, green and blue from 0 to 1, (number, 3); after that they repeat."""
+    # Neighbors in this map have the same hue, so its even entries come first.
     palette = np.asarray(mpl.colormaps["tab20"].colors)
-    order = [*range(0, 20, 2), *range(1, 20, 2)]
-    return palette[[order[index % 20] for index in range(number)]]
+    return np.resize(np.concatenate([palette[::2], palette[1::2]]), (number, 3))
 
 
 def _draw_classes(true_ax: Axes, predicted_ax: Axes, labels: Tensor, logits: Tensor, layout: Layout) -> None:
-    colours = ListedColormap(class_colours(len(layout.classes))).with_extremes(under=_UNKNOWN)
+    colors = ListedColormap(class_colors(len(layout.classes))).with_extremes(under=_UNKNOWN)
     for ax, classes in ((true_ax, labels), (predicted_ax, logits.argmax(dim=0))):
         ax.imshow(
-            classes.numpy(), cmap=colours, vmin=IGNORED + 0.5, vmax=len(layout.classes) - 0.5, interpolation="nearest"
+            classes.numpy(), cmap=colors, vmin=IGNORED + 0.5, vmax=len(layout.classes) - 0.5, interpolation="nearest"
         )
 
 
 def _draw_depth(true_ax: Axes, predicted_ax: Axes, depth: Tensor, predicted: Tensor, layout: Layout) -> None:
-    colours = mpl.colormaps["viridis"].with_extremes(bad=_UNKNOWN)
+    colors = mpl.colormaps["viridis"].with_extremes(bad=_UNKNOWN)
     known = np.ma.masked_less_equal(depth[0].numpy(), 0)
     largest = known.max() if known.count() else layout.largest_depth
     for ax, values in ((true_ax, known), (predicted_ax, predicted[0].numpy())):
-        ax.imshow(values, cmap=colours, vmin=0, vmax=largest, interpolation="nearest")
+        ax.imshow(values, cmap=colors, vmin=0, vmax=largest, interpolation="nearest")
 
 
 def _draw_normals(true_ax: Axes, predicted_ax: Axes, normals: Tensor, predicted: Tensor, layout: Layout) -> None:
     unknown = torch.full((3,), float(_UNKNOWN))
     for ax, vectors in ((true_ax, normals), (predicted_ax, predicted)):
-        colours = torch.from_numpy(_channels_last((vectors + 1) / 2))
+        colors = torch.from_numpy(_channels_last((vectors + 1) / 2))
         known = torch.from_numpy(_channels_last(vectors != 0)).any(dim=-1, keepdim=True)
-        ax.imshow(torch.where(known, colours, unknown).numpy().clip(0, 1), interpolation="nearest")
+        ax.imshow(torch.where(known, colors, unknown).numpy().clip(0, 1), interpolation="nearest")
 
 
 _DRAW = {"segmentation": _draw_classes, "depth": _draw_depth, "normals": _draw_normals}

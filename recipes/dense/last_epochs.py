@@ -1,4 +1,4 @@
-"""The mean of the last epochs, which tables of dense benchmarks report."""
+"""The mean of the last epochs, which the tables of dense benchmarks report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PREFIX = "val/"
 class LastEpochsMean(L.Callback):
     """Averages every metric `val/...` over the last validations of a fit.
 
-    With two splits there is nothing to choose the best epoch by but the test data; the mean of the last ones chooses
-    nothing. When the fit ends, the means are logged as `last_10/...` and written to `last_10.json`. The values are kept
-    in checkpoints, so that a resumed fit averages what an uninterrupted one would.
+    These benchmarks have two splits, so the best epoch could only be chosen on the test data. A mean of the last
+    epochs chooses nothing. When the fit ends, the means are logged as `last_10/...` and written to `last_10.json`.
+    Checkpoints keep the values, so a resumed fit averages the same epochs as an uninterrupted one.
 
     Args:
-        num_epochs: How many validations, one an epoch unless the Trainer is told otherwise.
+        num_epochs: Number of validations. There is one per epoch unless you tell the Trainer otherwise.
 
     Raises:
         ValueError: If the number is not positive.
@@ -38,7 +38,7 @@ class LastEpochsMean(L.Callback):
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs that are averaged, counted from 0; fewer than `num_epochs` in a short fit."""
+        """The averaged epochs, counted from 0; fewer than `num_epochs` in a short fit."""
         return [epoch for epoch, _ in self._last]
 
     @property
@@ -49,13 +49,13 @@ class LastEpochsMean(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget an earlier fit. A checkpoint is loaded after this."""
+        """Forget an earlier fit. Checkpoints are loaded after this."""
         if stage == "fit":
             self._last.clear()
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the metrics of this validation."""
+        """Keep the metrics of this validation."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(_PREFIX)}
@@ -64,7 +64,8 @@ class LastEpochsMean(L.Callback):
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log and write the means."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # Asks all processes.
+        # `log_dir` is broadcast, so all processes must ask for it.
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not self._last or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         name = f"last_{self.num_epochs}"
@@ -81,5 +82,5 @@ class LastEpochsMean(L.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the metrics."""
         self._last = deque(state_dict["last"], maxlen=self.num_epochs)

@@ -1,4 +1,4 @@
-"""What can be predicted without looking at the image."""
+"""A prediction that does not depend on the image."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["MeanPredictor"]
 
 
 class MeanPredictor(nn.Module):
-    """Predicts the same for every pixel: what is known of each task, averaged over all pixels.
+    """Predicts the mean of the known targets for every pixel.
 
-    That is the share of each class, as logits; the mean depth; and the direction of the mean normal. A network that is
-    no better has learned nothing from the images.
+    For classes this is the share of each class, as logits; for depth the mean depth; for normals the direction of the
+    mean normal. A network that is no better has learned nothing from the images.
 
     Args:
         examples: For each example, task to its target as `DenseExamples` gives it.
-        channels: Task to the channels of its prediction.
+        channels: Task to the number of channels of its prediction.
 
     Raises:
-        ValueError: If nothing is known of a task.
+        ValueError: If no pixel of a task is known.
     """
 
     def __init__(self, examples: Iterable[Mapping[str, Tensor]], channels: Mapping[str, int]) -> None:
@@ -49,20 +49,13 @@ class MeanPredictor(nn.Module):
         self.tasks = tuple(channels)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict every task.
-
-        Args:
-            image: (B, 3, H, W), of which only the shape matters.
-
-        Returns:
-            Task to its prediction (B, channels, H, W): logits for a segmentation, unit vectors for `normals`.
-        """
+        """Predict every task as `SegNet` does. Only the shape of the image matters."""
         size = (len(image), -1, *image.shape[-2:])
         return {name: self.get_buffer(name)[:, None, None].expand(size) for name in self.tasks}
 
 
 def _known_values(task: str, target: Tensor, channels: int) -> Tensor:
-    """(pixels, channels) of those that are known; classes one-hot."""
+    """Values of the known pixels (pixels, channels), classes one-hot."""
     if task == "segmentation":
         return F.one_hot(target[target != IGNORED], channels)
     known = (target > 0).all(dim=0) if task == "depth" else (target != 0).any(dim=0)

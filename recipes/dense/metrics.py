@@ -1,4 +1,4 @@
-"""What the predictions of a task are judged by."""
+"""Metrics of dense predictions."""
 
 from __future__ import annotations
 
@@ -22,16 +22,13 @@ Average = Literal["batch", "pixels"]
 
 
 def make_metrics(task: str, channels: int, average: Average) -> MetricCollection:
-    """The metrics of a task, in the order of the field's tables. Those that count the same pixels count them once.
+    """Make the metrics of a task, in the order of published tables. Metrics with equal states share them.
 
     Args:
         task: `segmentation`, `depth` or `normals`.
-        channels: Of its prediction.
-        average: "batch": depth errors and angles are averaged batch by batch, medians too, as in published tables.
-            "pixels": over all pixels. A segmentation is judged by one confusion matrix in any case.
-
-    Returns:
-        Name to torchmetrics.
+        channels: Number of channels of the prediction.
+        average: "batch": average depth errors and angles batch by batch, medians too, as in published tables.
+            "pixels": average them over all pixels. Segmentation always uses one confusion matrix over the split.
     """
     if task == "segmentation":
         return MetricCollection(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
@@ -18,7 +19,7 @@ from lightning_cost import MultiTaskMixin
 from lightning_cost.metrics import delta_m
 from recipes.common.precision import refuse_half_precision
 from recipes.dense.layout import Layout
-from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
+from recipes.dense.losses import LOSSES
 from recipes.dense.metrics import Average, make_metrics
 from recipes.dense.mtan import Mtan
 from recipes.dense.segnet import WIDTHS, SegNet
@@ -27,29 +28,27 @@ __all__ = ["DenseModel", "Network"]
 
 Network = Literal["mtan", "segnet"]
 
-_LOSSES = {"segmentation": segmentation_loss, "depth": depth_loss, "normals": normals_loss}
-
 
 class DenseModel(MultiTaskMixin, L.LightningModule):
     """Predicts classes, depth and surface normals of every pixel.
 
-    Logged are `val/<metric>` for the metrics of `make_metrics`, and `val/delta_m`, their mean degradation against
-    single-task values in percent (Eq. 14 of the COST paper); the same with `test/`.
+    It logs `val/<metric>` for the metrics of `make_metrics`, and `val/delta_m`, their mean degradation relative to
+    single-task models in percent (Eq. 14 of the COST paper). Tests log the same under `test/`.
 
     Args:
-        tasks: Tasks of the benchmark; None: all. One alone gives a single-task baseline.
-        network: "mtan", a SegNet with attention modules for each task, or "segnet", without.
+        tasks: Tasks of the benchmark; None: all. A single task gives a baseline.
+        network: "mtan": a SegNet with attention modules for each task. "segnet": without them.
         widths: Features of the five stages.
-        share_attention: Whether the attention modules count as shared parameters, as in public code, although each of
-            them gets a gradient from one task alone. Otherwise the tasks share the trunk.
-        mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None for the mean of
-            the losses.
+        share_attention: Whether the attention modules count as shared parameters, as in public code, although each
+            gets its gradient from one task. Otherwise the tasks share the trunk only.
+        mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None: the mean of the
+            losses.
         lr: Learning rate of Adam.
         lr_milestones: Epochs, in increasing order, before which the learning rate is multiplied by `lr_factor`.
-        lr_factor: The positive factor.
-        average: What depth errors and angles are averaged over, "batch" as in published tables or "pixels".
-        single_task_values: For each metric of the tasks its value for a model that is trained on that task alone; None:
-            the published ones, of the full size.
+        lr_factor: The factor, a positive number.
+        average: What depth errors and angles are averaged over: "batch", as in published tables, or "pixels".
+        single_task_values: Value of each metric for a model that is trained on its task alone; None: the published
+            values, which belong to networks of full size.
 
     Attributes:
         layout: The benchmark.
@@ -80,7 +79,9 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
         if network not in get_args(Network):
             raise ValueError(f"network={network!r} must be one of {get_args(Network)}.")
         if share_attention and network != "mtan":
-            raise ValueError(f"share_attention=True needs network='mtan': network={network!r} has no attention.")
+            raise ValueError(
+                f"share_attention=True needs network='mtan', because network={network!r} has no attention."
+            )
         for name, value in {"lr": lr, "lr_factor": lr_factor}.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite.")
@@ -92,23 +93,17 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
         self.lr, self.lr_milestones, self.lr_factor = lr, tuple(lr_milestones), lr_factor
         self.network = (Mtan if network == "mtan" else SegNet)(channels, widths)
         self.shared_module = ["network.trunk", *(["network.attention"] if share_attention else [])]
-        self.metrics = nn.ModuleDict(
-            {
-                stage: nn.ModuleDict({name: make_metrics(name, size, average) for name, size in channels.items()})
-                for stage in ("val", "test")
-            }
-        )
-        names = [name for metrics in self.metrics["val"].values() for name in metrics]
-        self._baselines = _checked_values(
-            self.published_values if single_task_values is None else single_task_values, names
-        )
+        metrics = nn.ModuleDict({name: make_metrics(name, size, average) for name, size in channels.items()})
+        self.metrics = nn.ModuleDict({"val": metrics, "test": deepcopy(metrics)})
+        values = self.published_values if single_task_values is None else single_task_values
+        self._baselines = _checked_values(values, [name for of_task in metrics.values() for name in of_task])
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot be trained or measured on.
+        """Refuse a Trainer that casts targets to half precision, and data without the targets of a task.
 
         Raises:
-            MisconfigurationException: If the Trainer casts targets to half precision.
-            ValueError: If the data module has fewer tasks.
+            MisconfigurationException: If the precision would round the targets.
+            ValueError: If the data module lacks a task.
         """
         super().setup(stage)
         refuse_half_precision(self.trainer)
@@ -118,45 +113,30 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
             raise ValueError(f"The data module has tasks={data.tasks}, but the model is trained on {missing} as well.")
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict every task.
-
-        Args:
-            image: (B, 3, H, W), values in [0, 1], H and W multiples of 32.
-
-        Returns:
-            Task to its prediction (B, channels, H, W): logits for a segmentation, unit vectors for `normals`.
-        """
+        """Predict every task from images with values in [0, 1]; see `SegNet.forward`."""
         predictions: dict[str, Tensor] = self.network(image)
         return predictions
 
     def task_losses(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy of the classes, absolute error of the depth, one minus the cosine of the normals."""
-        return {name: _LOSSES[name](prediction, batch[name]) for name, prediction in self(batch["image"]).items()}
+        return {name: LOSSES[name](prediction, batch[name]) for name, prediction in self(batch["image"]).items()}
+
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics; returns the predictions."""
-        return self._evaluate("val", batch)
+        predictions = self(batch["image"])
+        for name, prediction in predictions.items():
+            self.metrics[self._stage][name].update(prediction, batch[name])
+        return predictions
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Update the metrics; returns the predictions."""
-        return self._evaluate("test", batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._log_metrics("test")
-
-    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        predictions = self(batch["image"])
-        for name, prediction in predictions.items():
-            self.metrics[stage][name].update(prediction, batch[name])
-        return predictions
-
-    def _log_metrics(self, stage: str) -> None:
-        of_tasks = self.metrics[stage].values()
+        stage, of_tasks = self._stage, self.metrics[self._stage].values()
         values = {name: value for metrics in of_tasks for name, value in metrics.compute().items()}
         for name, value in values.items():
             if not value.isfinite():
@@ -166,14 +146,16 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
                 )
         for metrics in of_tasks:
             metrics.reset()
-        # The same in all processes; without `sync_dist` Lightning warns that it might not be.
+        # The values are the same in all processes already. Lightning warns unless `sync_dist` is set.
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
         higher_is_better = [bool(metric.higher_is_better) for metrics in of_tasks for metric in metrics.values()]
         degradation = delta_m(torch.stack(list(values.values())), self._baselines, higher_is_better)
         self.log(f"{stage}/delta_m", degradation, prog_bar=True, sync_dist=True)
 
+    on_test_epoch_end = on_validation_epoch_end
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam over network and heads, with the drops of the learning rate that were asked for."""
+        """Adam, whose learning rate drops at the milestones."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.lr_milestones, self.lr_factor)
         return [optimizer], [scheduler]
@@ -181,8 +163,7 @@ class DenseModel(MultiTaskMixin, L.LightningModule):
 
 def _checked_values(values: Mapping[str, float], names: Sequence[str]) -> list[float]:
     """The single-task values of some metrics, in their order."""
-    missing = [name for name in names if name not in values]
-    if missing:
+    if missing := [name for name in names if name not in values]:
         raise ValueError(f"single_task_values={dict(values)} must have a value for each metric; {missing} have none.")
     for name in names:
         if not 0 < values[name] < math.inf:

@@ -1,4 +1,4 @@
-"""MTAN: a SegNet whose features each task selects from by attention."""
+"""MTAN: a SegNet from whose features each task selects by attention."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ __all__ = ["Mtan", "MtanTrunk", "TaskAttention"]
 
 
 class MtanTrunk(SegNetTrunk):
-    """All that the tasks of MTAN share.
+    """All that the tasks of MTAN share: the SegNet, and a convolution for each stage.
 
-    That is the SegNet and, as in the public code, the convolutions that the features go through after a task's
-    attention has selected them: one for each stage, the same for all tasks.
-
-    Args:
-        widths: Features of the stages.
-
-    Raises:
-        ValueError: If there are not five positive widths.
+    As in the public code, these convolutions filter what a task's attention has selected, the same for all tasks. See
+    `SegNetTrunk` for the argument.
     """
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
@@ -36,8 +30,8 @@ class MtanTrunk(SegNetTrunk):
 class TaskAttention(nn.Module):
     """The attention modules of one task, one for each stage of encoder and decoder.
 
-    Each computes a mask between 0 and 1 from the stage's input and from what the task selected in the stage before, and
-    selects from the stage's output by it.
+    Each computes a mask between 0 and 1 from the input of the stage and the task's selection in the stage before. The
+    mask multiplies the output of the stage.
 
     Args:
         widths: Features of the stages.
@@ -53,16 +47,7 @@ class TaskAttention(nn.Module):
     def forward(
         self, features: TrunkFeatures, encoder_filters: Iterable[nn.Module], decoder_filters: Iterable[nn.Module]
     ) -> Tensor:
-        """Select the features of the task.
-
-        Args:
-            features: Those of all stages.
-            encoder_filters: The shared convolutions of the encoder's stages.
-            decoder_filters: The shared convolutions of the decoder's stages.
-
-        Returns:
-            Features (B, first width, H, W).
-        """
+        """Select features of the task, (B, first width, H, W), with the shared convolutions of `MtanTrunk`."""
         selected: Tensor | None = None
         for mask, (first, last), filters in zip(self.encoder, features.encoder, encoder_filters, strict=True):
             seen = first if selected is None else torch.cat((first, selected), dim=1)
@@ -75,22 +60,14 @@ class TaskAttention(nn.Module):
 
 
 class Mtan(nn.Module):
-    """SegNet with a Multi-Task Attention Network (Liu et al., 2019).
+    """SegNet with a Multi-Task Attention Network (Liu et al., 2019); see `SegNet` for the arguments.
 
     With the published widths it has 44.23 million parameters for the three tasks of NYUv2 and 41.21 million for the two
-    of CityScapes.
-
-    Args:
-        tasks: Task to the channels of its prediction. That of `normals` is scaled to unit length.
-        widths: Features of the stages.
-
-    Raises:
-        ValueError: If there is no task, or a width or a number of channels is not positive.
+    tasks of CityScapes.
 
     Attributes:
         trunk: What the tasks share.
-        attention: Task to its attention modules. They belong to the task, although published code counts them as
-            shared.
+        attention: Task to its attention modules. Published code counts them as shared; here each belongs to its task.
         heads: Task to its head.
     """
 
@@ -102,14 +79,7 @@ class Mtan(nn.Module):
         reset_parameters(self)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict every task.
-
-        Args:
-            image: (B, 3, H, W), H and W multiples of 32.
-
-        Returns:
-            Task to its prediction (B, channels, H, W): logits for a segmentation, unit vectors for `normals`.
-        """
+        """Predict every task; see `SegNet.forward`."""
         features = self.trunk(image)
         shared = self.trunk.encoder_filters, self.trunk.decoder_filters
         return {task: head(self.attention[task](features, *shared)) for task, head in self.heads.items()}

@@ -1,4 +1,4 @@
-"""Callbacks that draw what a model predicts in validation, without a say in its training."""
+"""Callbacks that draw predictions for the validation data. They do not change the training."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["ConfusionMatrixPlot", "DensePictures"]
 class ValidationFigure(L.Callback, ABC):
     """Draws a figure of a validation, from the predictions that were made for the metrics.
 
-    It is written to `<name>/epoch_<number>.png`, or `<name>/validation.png` outside a fit, and handed to loggers that
-    take images: TensorBoard's, and those with `log_image`.
+    It is written to `<name>/epoch_<number>.png`, or to `<name>/validation.png` outside a fit, and sent to loggers that
+    take images: `TensorBoardLogger`, and those with `log_image`.
 
     Args:
-        every_n_epochs: In which epochs to draw, the last one besides. A validation on its own is always drawn.
+        every_n_epochs: Draw in every n-th epoch and in the last one. Validations outside a fit are always drawn.
         folder: Where to write; None: the folder of the Trainer's logs.
 
     Attributes:
-        name: Of the figure in folders and loggers.
+        name: Name of the figure in folders and loggers.
 
     Raises:
         ValueError: If the number is not positive.
@@ -50,7 +50,7 @@ class ValidationFigure(L.Callback, ABC):
 
     @abstractmethod
     def begin(self, trainer: L.Trainer, model: DenseModel) -> None:
-        """Forget the validation before."""
+        """Forget the previous validation."""
 
     @abstractmethod
     def collect(self, batch: Mapping[str, Tensor], predictions: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -58,20 +58,20 @@ class ValidationFigure(L.Callback, ABC):
 
     @abstractmethod
     def draw(self, model: DenseModel, title: str) -> Figure | None:
-        """The figure; None in processes that have no say in it. Called in all of them."""
+        """Draw the figure, or return None where there is none. Called in all processes."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse other models.
 
         Raises:
-            MisconfigurationException: If the model is no `DenseModel`.
+            MisconfigurationException: If the model is not a `DenseModel`.
         """
         require_model(self, pl_module, DenseModel)
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Decide whether to draw this one."""
+        """Decide whether to draw this validation."""
         assert isinstance(pl_module, DenseModel)
         number = trainer.current_epoch + 1
         fits = trainer.state.fn == TrainerFn.FITTING
@@ -90,7 +90,7 @@ class ValidationFigure(L.Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect what is drawn."""
+        """Collect what will be drawn."""
         if self._is_due:
             assert isinstance(outputs, Mapping)
             self.collect(batch, outputs, batch_idx)
@@ -101,7 +101,8 @@ class ValidationFigure(L.Callback, ABC):
         if not self._is_due:
             return
         assert isinstance(pl_module, DenseModel)
-        logs = Path(trainer.log_dir or trainer.default_root_dir)  # Asks all processes.
+        # `log_dir` is broadcast, so all processes must ask for it.
+        logs = Path(trainer.log_dir or trainer.default_root_dir)
         fits, epoch = trainer.state.fn == TrainerFn.FITTING, trainer.current_epoch
         figure = self.draw(pl_module, f"{pl_module.layout.name}, {f'epoch {epoch}' if fits else 'validation'}")
         if figure is None or not trainer.is_global_zero:
@@ -111,15 +112,15 @@ class ValidationFigure(L.Callback, ABC):
 
 
 class DensePictures(ValidationFigure):
-    """Images beside what is true and predicted of them.
+    """Draws images with their true and predicted targets.
 
-    Drawn are the first examples of batches that lie evenly over the validation split of the first process, the same
-    ones every time.
+    It shows the first example of some batches, always the same ones. They are spread evenly over the validation batches
+    of the first process.
 
     Args:
-        every_n_epochs: See `ValidationFigure`.
-        num: How many examples; fewer if there are fewer batches.
-        folder: See `ValidationFigure`.
+        every_n_epochs: Draw in every n-th epoch and in the last one.
+        num: Number of examples; fewer if there are fewer batches.
+        folder: Where to write; None: the folder of the Trainer's logs.
 
     Raises:
         ValueError: If a number is not positive.
@@ -148,33 +149,22 @@ class DensePictures(ValidationFigure):
         """Keep the first example of a chosen batch."""
         if batch_idx in self._batches:
             seen = {**batch, **{f"predicted_{task}": values for task, values in predictions.items()}}
-            # Copies, which do not keep the batch; and matplotlib has no use for half precision.
+            # A view would keep the whole batch in memory. Matplotlib cannot draw half precision.
             first = {name: values[0].detach().cpu().clone() for name, values in seen.items()}
             self._examples.append({name: x.float() if x.is_floating_point() else x for name, x in first.items()})
 
     @override
     def draw(self, model: DenseModel, title: str) -> Figure | None:
-        """The grid."""
+        """Draw the grid in the first process."""
         examples, self._examples = self._examples, []
         return examples_figure(model.layout, examples, title) if model.global_rank == 0 else None
 
 
 class ConfusionMatrixPlot(ValidationFigure):
-    """Which classes are taken for which, over the whole split and all processes; nothing without a segmentation.
-
-    Args:
-        every_n_epochs: See `ValidationFigure`.
-        folder: See there.
-
-    Raises:
-        ValueError: If the number is not positive.
-    """
+    """Draws the confusion matrix of the segmentation, over the whole split and all processes."""
 
     name = "confusion"
-
-    def __init__(self, every_n_epochs: int = 10, folder: str | Path | None = None) -> None:
-        super().__init__(every_n_epochs, folder)
-        self._matrix: MulticlassConfusionMatrix | None = None
+    _matrix: MulticlassConfusionMatrix | None = None
 
     @override
     def begin(self, trainer: L.Trainer, model: DenseModel) -> None:
@@ -192,6 +182,7 @@ class ConfusionMatrixPlot(ValidationFigure):
 
     @override
     def draw(self, model: DenseModel, title: str) -> Figure | None:
-        """The matrix."""
-        counts = None if self._matrix is None else self._matrix.compute()
-        return None if counts is None else confusion_figure(counts, model.layout.classes, title)
+        """Draw the matrix, or nothing without a segmentation."""
+        if self._matrix is None:
+            return None
+        return confusion_figure(self._matrix.compute(), model.layout.classes, title)

@@ -1,4 +1,4 @@
-"""SegNet: an encoder like VGG16's, a decoder that mirrors it, and one head a task."""
+"""SegNet: an encoder like VGG16's, a decoder that mirrors it, and one head per task."""
 
 from __future__ import annotations
 
@@ -13,36 +13,31 @@ from torch import Tensor, nn
 __all__ = ["WIDTHS", "SegNet", "SegNetTrunk", "TrunkFeatures", "conv_block", "make_heads", "reset_parameters"]
 
 WIDTHS = (64, 128, 256, 512, 512)
-"""Features of the five stages as published."""
+"""The published numbers of features of the five stages."""
 
-# Convolutions of the five stages of VGG16, and of the decoder's, which mirror them.
+# Number of convolutions in each stage of VGG16. The decoder mirrors them.
 _DEPTHS = (2, 2, 3, 3, 3)
-# Length of a vector that still has a direction.
+# A shorter vector has no direction.
 _SHORTEST = 1e-6
 
 
 class TrunkFeatures(NamedTuple):
-    """What a trunk computes, stage by stage. Stage `s` of encoder and decoder has 1 / 2^s of the size of the image.
+    """The outputs of a trunk, stage by stage. Stage `s` of encoder and decoder has 1 / 2^s of the size of the image.
 
     Attributes:
-        encoder: For each stage, from the first to the last, the output of its first convolution and that of its last.
-        decoder: For each stage, from the last to the first, what was unpooled and what became of it.
+        encoder: Outputs of the first and the last convolution of each stage, from the first stage to the last.
+        decoder: The unpooled input and the output of each stage, from the last stage to the first.
     """
 
     encoder: list[tuple[Tensor, Tensor]]
     decoder: list[tuple[Tensor, Tensor]]
 
-    @property
-    def last(self) -> Tensor:
-        """The output of the trunk, (B, first width, H, W)."""
-        return self.decoder[-1][1]
-
 
 class SegNetTrunk(nn.Module):
     """Encoder and decoder of SegNet (Badrinarayanan et al., 2017), as in the public code of MTAN.
 
-    Five stages of convolutions, each followed by pooling, and five that undo them. Unpooling puts every value back to
-    where the maximum was, with zeros around it. PyTorch calls that nondeterministic on GPUs: there, train with
+    Five stages of convolutions, each followed by pooling, and five that undo them. Unpooling puts every value back
+    where the maximum was, with zeros around it. PyTorch has no deterministic unpooling on GPUs, so train there with
     `Trainer(deterministic="warn")` instead of `True`.
 
     Args:
@@ -55,23 +50,15 @@ class SegNetTrunk(nn.Module):
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         if len(widths) != len(_DEPTHS) or min(widths) < 1:
-            raise ValueError(f"widths={tuple(widths)} must be {len(_DEPTHS)} positive numbers, one a stage.")
-        self.widths = tuple(widths)
-        inward = pairwise((3, *widths))
-        outward = pairwise((*reversed(widths), widths[0]))
-        self.encoder = nn.ModuleList(_Stage(*ends, depth) for ends, depth in zip(inward, _DEPTHS, strict=True))
-        self.decoder = nn.ModuleList(
-            _Stage(*ends, depth) for ends, depth in zip(outward, reversed(_DEPTHS), strict=True)
-        )
+            raise ValueError(f"widths={tuple(widths)} must be {len(_DEPTHS)} positive numbers, one per stage.")
+        self.encoder = _stages((3, *widths), _DEPTHS)
+        self.decoder = _stages((*reversed(widths), widths[0]), _DEPTHS[::-1])
 
     def forward(self, image: Tensor) -> TrunkFeatures:
-        """Compute the features of all stages.
-
-        Args:
-            image: (B, 3, H, W), H and W multiples of 32.
+        """Compute the features of all stages from images (B, 3, H, W), H and W multiples of 32.
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If the image has another shape.
         """
         factor = 2 ** len(_DEPTHS)
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % factor or image.shape[3] % factor:
@@ -96,10 +83,10 @@ class SegNet(nn.Module):
     """One SegNet for all tasks: the trunk is shared, and each task has a head.
 
     With the published widths it has 25.06 million parameters for the three tasks of NYUv2 and 25.02 million for the two
-    of CityScapes.
+    tasks of CityScapes.
 
     Args:
-        tasks: Task to the channels of its prediction. That of `normals` is scaled to unit length.
+        tasks: Task to the number of channels of its prediction. The prediction of `normals` is scaled to unit length.
         widths: Features of the stages.
 
     Raises:
@@ -107,7 +94,7 @@ class SegNet(nn.Module):
 
     Attributes:
         trunk: What the tasks share.
-        heads: Task to what belongs to it alone.
+        heads: Task to its head.
     """
 
     def __init__(self, tasks: Mapping[str, int], widths: Sequence[int] = WIDTHS) -> None:
@@ -125,8 +112,8 @@ class SegNet(nn.Module):
         Returns:
             Task to its prediction (B, channels, H, W): logits for a segmentation, unit vectors for `normals`.
         """
-        features = self.trunk(image).last
-        return {task: head(features) for task, head in self.heads.items()}
+        _, output = self.trunk(image).decoder[-1]
+        return {task: head(output) for task, head in self.heads.items()}
 
 
 class _Stage(nn.Module):
@@ -142,15 +129,19 @@ class _Stage(nn.Module):
         return first, self.rest(first)
 
 
+def _stages(widths: Sequence[int], depths: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList(_Stage(*ends, depth) for ends, depth in zip(pairwise(widths), depths, strict=True))
+
+
 class _UnitLength(nn.Module):
-    """Scales vectors along the channels to unit length; one too short to have a direction becomes zero.
+    """Scales vectors along the channels to unit length. A vector too short to have a direction becomes zero.
 
     Where ReLU leaves no feature, a head without bias predicts exactly zero. Published code divides by its length, which
-    gives no number; dividing by a small constant would multiply the gradient of such a pixel by its inverse.
+    gives NaN. Dividing by a small constant instead would blow up the gradient of such a pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # The squares leave the range of half precision.
+        # The squares would overflow or underflow in half precision.
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         length = x.norm(dim=1, keepdim=True)
         return x / length.where(length > _SHORTEST, torch.inf)
@@ -164,11 +155,7 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def make_heads(tasks: Mapping[str, int], width: int) -> nn.ModuleDict:
-    """One head a task: a 3 x 3 and a 1 x 1 convolution with nothing between them, as published.
-
-    Args:
-        tasks: Task to the channels of its prediction. That of `normals` is scaled to unit length.
-        width: Features that the heads are given.
+    """One head per task for `width` features: a 3 x 3 and a 1 x 1 convolution with nothing between them, as published.
 
     Raises:
         ValueError: If there is no task, or a number of channels is not positive.
@@ -187,5 +174,4 @@ def reset_parameters(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)

@@ -11,7 +11,7 @@ __all__ = ["QM9CLI", "main"]
 
 
 class QM9CLI(LightningCLI):
-    """LightningCLI in which the data carry the targets of the model."""
+    """LightningCLI that gives `model.targets` to the data module too."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link `data.targets` to `model.targets`."""
@@ -19,11 +19,7 @@ class QM9CLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> QM9CLI:
-    """Run one subcommand.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-    """
+    """Run one subcommand; `args` without the program's name, by default `sys.argv`."""
     return QM9CLI(QM9Model, QM9DataModule, args=args, seed_everything_default=0, auto_configure_optimizers=False)
 
 

@@ -14,35 +14,35 @@ __all__ = ["LONGEST_BOND", "UnmatchedGraphError", "find_bonds"]
 
 # Covalent radii of H, C, N, O and F in angstrom: Cordero et al., Dalton Trans. 2008, doi:10.1039/b801115j.
 _RADII = np.array([0.31, 0.76, 0.71, 0.66, 0.57])
-# In units of the sum of the radii. The longest bond of the characterised molecules of QM9 has 1.29 of them.
+# In units of the sum of the radii. Only two molecules have bonds above 1.29, see `assemble`.
 LONGEST_BOND = 1.3
 _HYDROGEN = ATOMIC_NUMBERS.index(1)
 _MAX_MATCHES = 100_000
 
 
 class UnmatchedGraphError(ValueError):
-    """A SMILES is not the graph of the coordinates that come with it."""
+    """A SMILES is not the graph of its coordinates."""
 
 
 def find_bonds(
     smiles: str, elements: Sequence[int], positions: NDArray[np.float64], longest_bond: float = LONGEST_BOND
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Give the bonds of a SMILES to the atoms of the coordinates.
+    """Find which atoms of the coordinates the bonds of a SMILES join.
 
-    The Kekulé structure is the one that the SMILES spells; it has the hydrogens that valences ask for, after those that
-    it names. Where elements come in the order of the coordinates and no bond is stretched, that is the order.
-    Elsewhere, as where the SMILES starts at another end, the graph of the SMILES is matched with that of the closest
-    pairs of atoms; of several matches, as for the two oxygens of a carboxylate, the one with the shortest multiple
-    bonds counts.
+    The SMILES decides the Kekulé structure. The hydrogens that valences require are added after the atoms that it
+    names. Often its atoms are in the order of the coordinates: the elements agree and no bond is stretched. Otherwise,
+    for instance where the SMILES starts at the other end, its graph is matched with the graph of the closest pairs of
+    atoms. If there are several matches, as for the two oxygens of a carboxylate, the match with the shortest multiple
+    bonds is taken.
 
     Args:
         smiles: SMILES.
-        elements: (N,), from 0 to 4 for H, C, N, O and F.
+        elements: From 0 to 4 for H, C, N, O and F; (N,).
         positions: (N, 3), in angstrom.
-        longest_bond: Length up to which a bond is not stretched, in units of the sum of the covalent radii.
+        longest_bond: A longer bond is stretched; in units of the sum of the covalent radii.
 
     Returns:
-        Pairs of atoms (B, 2) and orders (B,), in the order that `Molecules` wants.
+        Pairs of atoms (B, 2) and orders (B,), in the order of `Molecules`.
 
     Raises:
         UnmatchedGraphError: If the SMILES cannot be read or is not the graph of the coordinates.
@@ -62,13 +62,13 @@ def find_bonds(
 
 
 def _graph(smiles: str) -> tuple[list[int], NDArray[np.float64]]:
-    """Elements and matrix of the bond orders of all atoms."""
+    """Elements and bond orders (N, N) of all atoms."""
     with rdBase.BlockLogs():
         molecule = Chem.MolFromSmiles(smiles, sanitize=False)
         if molecule is None:
             raise UnmatchedGraphError("is not a SMILES that RDKit can read")
         try:
-            # Aromaticity is not perceived, so that the Kekulé structure stays as it is spelled. The clean-up turns
+            # Without the perception of aromaticity, the Kekulé structure stays as written. The clean-up turns
             # five-valent nitrogens into charged ones.
             Chem.SanitizeMol(molecule, Chem.SANITIZE_CLEANUP | Chem.SANITIZE_PROPERTIES | Chem.SANITIZE_KEKULIZE)
         except Chem.MolSanitizeException as error:
@@ -96,7 +96,7 @@ def _match(
     elements: Sequence[int],
     positions: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """The pairs of a SMILES as pairs of atoms of the coordinates, the smaller one first."""
+    """The bonded pairs of a SMILES as pairs of atoms of the coordinates, the smaller number first."""
     every = np.argwhere(np.triu(np.ones((len(elements), len(elements))), 1))
     closest = every[np.argsort(_stretch(every, elements, positions))[: len(pairs)]]
     found = _skeleton(elements, closest).GetSubstructMatches(
@@ -110,7 +110,7 @@ def _match(
 
 
 def _skeleton(elements: Sequence[int], pairs: NDArray[np.int64]) -> Chem.Mol:
-    """A molecule whose bonds are all single, and whose charges are forgotten."""
+    """A molecule with single bonds only and without charges."""
     molecule = Chem.RWMol()
     for element in elements:
         atom = Chem.Atom(ATOMIC_NUMBERS[element])

@@ -1,4 +1,4 @@
-"""The file that keeps the assembled molecules: `python -m recipes.qm9.cache` builds it."""
+"""The file of the assembled molecules, which `python -m recipes.qm9.cache` builds."""
 
 from __future__ import annotations
 
@@ -18,67 +18,58 @@ from recipes.qm9.source import CHECKSUMS, INSTALL, find_files, read_rows, verify
 
 __all__ = ["cache_file", "load_cache", "main", "prepare_cache"]
 
-# To be raised whenever the same source gives other molecules, or the file another layout.
+# Raise it whenever the same source gives other molecules, or the file gets another layout.
 _SCHEMA = 1
 _MODULE = "python -m recipes.qm9.cache"
 _WIDTH = 120
 
 
 def cache_file(cache_dir: str | Path | None = None) -> Path:
-    """Where the molecules are kept.
-
-    Args:
-        cache_dir: Folder; None: `lightning_cost/qm9` in `$XDG_CACHE_HOME`, which is `~/.cache` unless set.
-    """
+    """The file in a folder; None: in `lightning_cost/qm9` in `$XDG_CACHE_HOME`, which is `~/.cache` unless set."""
     return Path(cache_dir or user_cache("qm9")) / "molecules.npz"
 
 
 def prepare_cache(cache_dir: str | Path | None = None, console: Console | None = None) -> Path:
-    """Build the file unless it is there and current; takes half a minute, once.
+    """Build the file and return its path. This takes half a minute. A current file is left as it is.
 
-    The file remembers its schema and the checksums of the files that it was built from. Both are compared with those
-    that this version of the recipe wants, and nothing else, so that neither the package nor its 225 MB are read again.
-
-    Args:
-        cache_dir: See `cache_file`.
-        console: Where to show the progress; None: the terminal.
-
-    Returns:
-        The file.
+    The file holds its schema and the checksums of its sources. Only these decide whether it is current, so the 225 MB
+    of the package are not read again. The progress is shown on the terminal, or on another console.
 
     Raises:
-        ModuleNotFoundError: If the packages that it is built from are not installed.
-        ValueError: If the source is not as expected, or the file that is there cannot be read.
+        ModuleNotFoundError: If qm9pack or RDKit is not installed.
+        ValueError: If the source is not as expected, or the existing file cannot be read.
     """
     path = cache_file(cache_dir)
     console = console or make_console(_WIDTH)
     if path.exists():
         if _read(path, ["origin"])["origin"].tolist() == _origin():
             return path
-        console.print(f"{path} is of another version and is built anew.", markup=False, soft_wrap=True)
-    _write(path, _build(console))
+        console.print(f"{path} is from another version and is built anew.", markup=False, soft_wrap=True)
+    molecules = _build(console)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, origin=np.array(_origin()), **molecules.arrays())
     return path
 
 
 def load_cache(cache_dir: str | Path | None = None) -> Molecules:
-    """Load the molecules that `prepare_cache` has built.
+    """Load the file of `prepare_cache`.
 
     Raises:
-        FileNotFoundError: If they are not built yet.
-        ValueError: If the file is of another version of this recipe, or damaged.
+        FileNotFoundError: If it was not built yet.
+        ValueError: If it is from another version of this recipe, or damaged.
     """
     path = cache_file(cache_dir)
     command = _MODULE if cache_dir is None else f"{_MODULE} --cache-dir {cache_dir}"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there yet. Build it: {command}")
+        raise FileNotFoundError(f"{path} does not exist yet. Build it: {command}")
     arrays = _read(path)
     try:
-        origin = arrays.pop("origin").tolist()
-        if origin == _origin():
+        if arrays.pop("origin").tolist() == _origin():
             return Molecules(**arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-    raise ValueError(f"{path} is of another version of this recipe. Build it anew: {command}")
+    raise ValueError(f"{path} is from another version of this recipe. Build it anew: {command}")
 
 
 def _origin() -> list[str]:
@@ -89,7 +80,7 @@ def _build(console: Console) -> Molecules:
     try:
         from recipes.qm9.assemble import assemble  # noqa: PLC0415 (RDKit is needed for this alone)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"Bonds come from RDKit, which is not installed: {INSTALL}") from error
+        raise ModuleNotFoundError(f"RDKit, which finds the bonds, is not installed: {INSTALL}") from error
 
     paths = find_files()
     with make_progress(console) as progress:
@@ -99,14 +90,8 @@ def _build(console: Console) -> Molecules:
         return assemble(progress.track(rows, task_id=task))
 
 
-def _write(path: Path, molecules: Molecules) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, origin=np.array(_origin()), **molecules.arrays())
-
-
 def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Read some of the arrays, or all; the archive has a checksum of each."""
+    """Read some of the arrays, or all of them. The archive has a checksum of each."""
     with path.open("rb") as opened:
         try:
             with np.load(opened, allow_pickle=False) as file:
@@ -114,19 +99,12 @@ def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarra
         except MemoryError:
             raise
         except Exception as error:
-            # A file that could be opened and not read: there is hardly an exception that zipfile does not raise then.
+            # zipfile raises many kinds of exceptions for a damaged file.
             raise damaged(path, error) from error
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Build the file, and print where it is.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-
-    Returns:
-        The exit status.
-    """
+    """Build the file, print where it is, and return the exit status; `args` is `sys.argv` by default."""
     parser = argparse.ArgumentParser(prog=_MODULE, description="Build the molecules of QM9 from the package qm9pack.")
     parser.add_argument("--cache-dir", type=Path, help=f"folder; default: {cache_file().parent}")
     options = parser.parse_args(args)

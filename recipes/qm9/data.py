@@ -15,7 +15,7 @@ from torch import Tensor
 from recipes.common.loader import BatchLoader, BatchSampler
 from recipes.qm9.cache import load_cache, prepare_cache
 from recipes.qm9.geometric import load_processed
-from recipes.qm9.loader import MoleculeTensors
+from recipes.qm9.molecules import MoleculeTensors
 from recipes.qm9.targets import BENCHMARK, TARGETS, chosen_targets
 
 __all__ = ["QM9DataModule"]
@@ -24,27 +24,27 @@ Split = Literal["test", "val", "train"]
 
 
 class QM9DataModule(L.LightningDataModule):
-    """Molecules of QM9 with some of their targets; see `MoleculeTensors.batch` for what a batch is.
+    """Molecules of QM9 with some of their targets; see `MoleculeTensors.batch` for the contents of a batch.
 
-    A seeded order of all molecules decides: the first `num_test` are for testing, the next `num_val` for validation,
-    the rest up to `num_molecules` for training.
+    The molecules are split in a random order: the first `num_test` are for testing, the next `num_val` for validation,
+    and the rest, up to `num_molecules`, for training.
 
     Args:
-        root: A folder of `torch_geometric.datasets.QM9` that was processed already, read with torch_geometric. None:
-            the package qm9pack, assembled once and kept in a file.
+        root: Folder that `torch_geometric.datasets.QM9` has processed; torch_geometric must be installed. None: the
+            package qm9pack, whose molecules are assembled once and kept in a file.
         targets: Names of `TARGETS`.
         batch_size: Molecules per batch and process. An incomplete last training batch is dropped.
-        num_molecules: How many molecules to draw from all; None: all.
+        num_molecules: Number of molecules to use; None: all.
         num_val: Number of molecules to validate on.
         num_test: Number of molecules to test on.
-        seed: Seed of the drawing and of the split.
-        shuffle_seed: Seed of the order of the training batches, which nothing else has a say in: runs with the same
+        seed: Seed of the split.
+        shuffle_seed: Seed of the order of the training batches. Nothing else decides the order, so runs with the same
             seed see the same batches.
         cache_dir: Folder of the file; None: `lightning_cost/qm9` in the user's folder for caches.
 
     Attributes:
-        target_mean: (T,) mean of each target over the training molecules, in the units of `TARGETS`; from `setup` on.
-        target_std: (T,) their unbiased standard deviation.
+        target_mean: Mean of each target over the training molecules, (T,) in the units of `TARGETS`; set by `setup`.
+        target_std: The unbiased standard deviation, (T,).
 
     Raises:
         ValueError: If an argument is out of range or names an unknown target.
@@ -66,12 +66,11 @@ class QM9DataModule(L.LightningDataModule):
         cache_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
-        # Checkpoints keep the arguments, and PyTorch loads no paths from them.
+        # Checkpoints keep the arguments, but PyTorch loads no paths from them.
         root, cache_dir = (folder if folder is None else os.fspath(folder) for folder in (root, cache_dir))
         targets = list(targets)
         self.save_hyperparameters()
-        least = {"batch_size": 1, "num_val": 1, "num_test": 1, "seed": 0, "shuffle_seed": 0}
-        for name, minimum in least.items():
+        for name, minimum in {"batch_size": 1, "num_val": 1, "num_test": 1, "seed": 0, "shuffle_seed": 0}.items():
             if self.hparams[name] < minimum:
                 raise ValueError(f"{name}={self.hparams[name]} must be at least {minimum}.")
         chosen_targets(targets)
@@ -83,17 +82,17 @@ class QM9DataModule(L.LightningDataModule):
         self._rows: dict[Split, Tensor] = {}
 
     def prepare_data(self) -> None:
-        """Build the file of molecules unless it is there; see `prepare_cache` for what can go wrong."""
+        """Build the file of molecules unless it exists; see `prepare_cache` for the errors."""
         if self.root is None:
             prepare_cache(self.cache_dir)
 
     def setup(self, stage: str) -> None:
-        """Load the molecules and split them, whatever the stage needs; once.
+        """Load and split the molecules once, the same for every stage.
 
         Raises:
             FileNotFoundError: If there is no file of molecules, or no processed data set in `root`.
             ModuleNotFoundError: If `root` is given and torch_geometric is not installed.
-            ValueError: If there are fewer molecules than asked for, or a target is constant.
+            ValueError: If there are too few molecules, or a target is constant.
         """
         if self._rows:
             return
@@ -112,8 +111,8 @@ class QM9DataModule(L.LightningDataModule):
         for name, std in zip(self.targets, self.target_std.tolist(), strict=True):
             if not std > 0:
                 raise ValueError(
-                    f"The target {name!r} is the same for all {len(train)} training molecules, so that nothing can be"
-                    " learned of it. Ask for more molecules, or leave it out of targets."
+                    f"The target {name!r} is the same for all {len(train)} training molecules, so there is nothing to"
+                    " learn. Use more molecules, or leave it out of targets."
                 )
         self._rows = {"test": test, "val": val, "train": train}
 
@@ -141,6 +140,6 @@ class QM9DataModule(L.LightningDataModule):
         if left < max(2, self.batch_size):
             raise ValueError(
                 f"num_test={self.num_test} and num_val={self.num_val} leave {left} of {num_molecules} molecules for"
-                f" training, and one batch alone needs batch_size={self.batch_size}, at least 2. Lower them, or raise"
-                " num_molecules."
+                f" training, but one batch needs batch_size={self.batch_size}, and at least 2. Lower these numbers, or"
+                " raise num_molecules."
             )

@@ -1,4 +1,4 @@
-"""QM9 from nothing: `make qm9`, or `python -m recipes.qm9.demo`."""
+"""The demo on QM9: `make qm9`, or `python -m recipes.qm9.demo`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEMO = Demo(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Build the cache, compare methods with and without COST, and draw what they predict; see `Demo.run`."""
+    """Build the cache, compare methods with and without COST, and draw their predictions; see `Demo.run`."""
     return DEMO.run(args)
 
 

@@ -1,4 +1,4 @@
-"""The molecules of a folder of torch_geometric's QM9."""
+"""The molecules of a folder that torch_geometric's QM9 has processed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.qm9.graphs import NUM_NODE_FEATURES
 from recipes.qm9.molecules import ATOMIC_NUMBERS, BOND_TYPES, ELEMENTS, Molecules
+from recipes.qm9.network import NUM_NODE_FEATURES
 
 __all__ = ["load_processed"]
 
-# What torch_geometric.datasets.QM9 has called it since version 1.7.
+# The name that torch_geometric.datasets.QM9 has used since version 1.7.
 _PROCESSED = Path("processed") / "data_v3.pt"
 
 
 def load_processed(root: str | Path) -> Molecules:
     """Read what `torch_geometric.datasets.QM9(root)` has processed; nothing is downloaded.
 
-    Positions have four decimals there, and bonds are those of DeepChem's file, some of which differ from the package's.
+    Its positions have four decimals. Its bonds come from DeepChem's file, and some differ from those of `find_bonds`.
 
     Args:
         root: The folder given to torch_geometric.
@@ -28,14 +28,14 @@ def load_processed(root: str | Path) -> Molecules:
     Raises:
         ModuleNotFoundError: If torch_geometric is not installed.
         FileNotFoundError: If the folder has no processed file.
-        ValueError: If that file is not as torch_geometric writes it.
+        ValueError: If torch_geometric did not write that file.
     """
     try:
         from torch_geometric.data import InMemoryDataset  # noqa: PLC0415 (needed for this alone)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "root is a folder of torch_geometric, which is not installed: pip install torch_geometric. Without root,"
-            " the molecules of the package qm9pack are used."
+            "Reading root needs torch_geometric, which is not installed: pip install torch_geometric. Or leave root"
+            " out to use the package qm9pack."
         ) from error
 
     path = Path(root) / _PROCESSED
@@ -44,13 +44,13 @@ def load_processed(root: str | Path) -> Molecules:
             f"root={str(root)!r} has no {_PROCESSED}. Let torch_geometric.datasets.QM9({str(root)!r}) write it, or"
             " leave root out to use the package qm9pack."
         )
-    # QM9 itself would download what it does not find.
+    # The class QM9 would download what it does not find.
     dataset = InMemoryDataset()
     try:
         dataset.load(str(path))
         return _molecules(dataset)
     except Exception as error:
-        # There is hardly an exception that a pickle of something else does not raise.
+        # Unpickling another file raises many kinds of exceptions.
         raise ValueError(
             f"{path} is not as torch_geometric.datasets.QM9 writes it without pre_transform: {error}"
         ) from error
@@ -66,7 +66,7 @@ def _molecules(dataset: Any) -> Molecules:
             f" {NUM_NODE_FEATURES} and {len(BOND_TYPES)}"
         )
     elements = features[:, : len(ELEMENTS)].argmax(1).astype(np.uint8)
-    # Every bond is there in both directions.
+    # Every bond is stored in both directions.
     once = ends[0] < ends[1]
     owner = np.repeat(np.arange(len(num_edges)), num_edges)[once]
     molecules = Molecules(
@@ -87,11 +87,7 @@ def _molecules(dataset: Any) -> Molecules:
 
 
 def _features(molecules: Molecules) -> NDArray[np.float32]:
-    """The 11 features of an atom: its element, atomic number, four that are zero, and its number of hydrogens.
-
-    The four are aromatic, sp, sp2 and sp3. torch_geometric reads its file without RDKit's perception, so that they are
-    always zero; this recipe does not keep them.
-    """
+    """The features of all atoms, (A, 11), as `node_features` computes them for a batch."""
     features = np.zeros((len(molecules.elements), NUM_NODE_FEATURES), np.float32)
     features[np.arange(len(features)), molecules.elements] = 1
     features[:, len(ELEMENTS)] = np.array(ATOMIC_NUMBERS)[molecules.elements]

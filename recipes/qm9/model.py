@@ -28,27 +28,27 @@ Schedule = Literal["plateau", "cosine"]
 
 
 class QM9Model(MultiTaskMixin, L.LightningModule):
-    """Predicts properties of molecules: a network that all share, and a linear head for each.
+    """Predicts properties of molecules: a network that all targets share, and a linear head for each.
 
-    Targets are standardized by the statistics of the training split, which the model takes from the data module before
-    it trains and keeps in its checkpoints. The loss of a task is the squared error of its standardized target.
+    Targets are standardized by the statistics of the training split. The model takes these from the data module before
+    it trains, and keeps them in its checkpoints. The loss of a task is the squared error of its standardized target.
 
-    Logged are the mean absolute errors, `val/<target>_mae`, in the units that papers report (energies in meV), and
-    `val/delta_m`, their mean excess over single-task values in percent (Eq. 14 of the COST paper); the same with
-    `test/`.
+    It logs the mean absolute errors `val/<target>_mae` in the units of the papers (energies in meV), and `val/delta_m`,
+    their mean degradation relative to single-task models in percent (Eq. 14 of the COST paper). Tests log the same
+    under `test/`.
 
     Args:
-        targets: Names of `TARGETS`. One alone gives a single-task baseline.
-        width: Features of an atom, and of a molecule.
-        edge_hidden: Hidden features of the network that makes the matrix of an edge.
-        mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None for the mean of
-            the losses.
+        targets: Names of `TARGETS`. A single target gives a baseline.
+        width: Features of an atom and of a molecule.
+        edge_hidden: Hidden features of the edge network.
+        mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None: the mean of the
+            losses.
         lr: Learning rate of Adam.
-        schedule: "plateau" multiplies the learning rate by 0.7 when `val/delta_m` has not improved for 5 validations,
-            down to 1e-5, as the benchmark does; "cosine" takes it to zero within the epochs of the Trainer, for runs
+        schedule: "plateau": multiply the learning rate by 0.7 when `val/delta_m` has not improved for 5 validations,
+            down to 1e-5, as the benchmark does. "cosine": lower it to zero within the epochs of the Trainer, for runs
             that are too short for plateaus.
-        single_task_maes: For each target the error of a model that is trained on it alone, in the units reported;
-            None: the published ones, of this network at full size on all molecules.
+        single_task_maes: Target to the error of a model that is trained on it alone, in the reported units; None: the
+            published values, which belong to this network at full size on all molecules.
 
     Raises:
         ValueError: If an argument is out of range, names an unknown target, or a target has no single-task value.
@@ -79,7 +79,7 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
         self.heads = nn.ModuleDict({name: nn.Linear(width, 1) for name in chosen})
         published = {name: target.single_task_mae for name, target in chosen.items()}
         self._baselines = _checked_baselines(published if single_task_maes is None else single_task_maes, self.targets)
-        # What a checkpoint or the data give; until then everything computed with it is NaN.
+        # A checkpoint or the data module gives the statistics. Until then, all that is computed with them is NaN.
         self.register_buffer("target_mean", torch.full((len(chosen),), math.nan))
         self.register_buffer("target_std", torch.full((len(chosen),), math.nan))
         factors = torch.tensor([target.report_factor for target in chosen.values()])
@@ -91,7 +91,7 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
 
         Raises:
             MisconfigurationException: If the Trainer casts the model to half precision.
-            ValueError: If the data module has other targets, or if there is none and there are no statistics.
+            ValueError: If the data module has other targets, or neither it nor the model has statistics.
         """
         super().setup(stage)
         refuse_half_precision(self.trainer)
@@ -109,16 +109,9 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
         self.target_std.copy_(data.target_std)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict standardized targets.
-
-        Args:
-            batch: `elements` (B, N), `bonds` (B, N, N), `positions` (B, N, 3) and `mask` (B, N).
-
-        Returns:
-            Target to (B,).
-        """
+        """Predict each standardized target, (B,); see `MoleculeTensors.batch` for the batch."""
         features = self.backbone(batch["elements"], batch["bonds"], batch["positions"], batch["mask"])
-        # A prediction in half precision would be off by about the error of a good network.
+        # Half precision would change a prediction by about the error of a good network.
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.target_mean.dtype)
             return {name: head(features).squeeze(1) for name, head in self.heads.items()}
@@ -135,41 +128,36 @@ class QM9Model(MultiTaskMixin, L.LightningModule):
         """Predictions in torch_geometric's units, (B, number of targets)."""
         return torch.stack(list(self(batch).values()), dim=1) * self.target_std + self.target_mean
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect the errors."""
-        self._evaluate("val", batch)
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Collect the errors; returns `predictions` and `targets`, (B, number of targets), in the units reported."""
-        return self._evaluate("test", batch)
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Update the errors; returns `predictions` and `targets`, (B, number of targets), in the reported units."""
+        predictions = self.predict_step(batch) * self.report_factors
+        targets = batch["targets"] * self.report_factors
+        self.metrics[self._stage].update(predictions, targets)
+        return {"predictions": predictions, "targets": targets}
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors."""
-        self._log_errors("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the errors."""
-        self._log_errors("test")
-
-    def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        predictions = self.predict_step(batch) * self.report_factors
-        targets = batch["targets"] * self.report_factors
-        self.metrics[stage].update(predictions, targets)
-        return {"predictions": predictions, "targets": targets}
-
-    def _log_errors(self, stage: str) -> None:
+        stage = self._stage
         errors = self.metrics[stage].compute().reshape(-1)
         self.metrics[stage].reset()
         for name, error in zip(self.targets, errors, strict=True):
             if not torch.isfinite(error):
                 raise ValueError(f"{stage}/{name}_mae is {float(error)}: the training has diverged. Lower `lr`.")
-            # The metric has already seen all processes: `sync_dist` only tells Lightning so.
+            # The errors are the same in all processes already. Lightning warns unless `sync_dist` is set.
             self.log(f"{stage}/{name}_mae", error, sync_dist=True)
         excess = delta_m(errors, self._baselines, [False] * len(errors))
         self.log(f"{stage}/delta_m", excess, prog_bar=True, sync_dist=True)
 
+    on_test_epoch_end = on_validation_epoch_end
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam over network and heads, with the schedule that was asked for."""
+        """Adam with the schedule."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         if self.schedule == "cosine":
             steps = int(self.trainer.estimated_stepping_batches)
@@ -188,8 +176,8 @@ def _checked_baselines(maes: Mapping[str, float | None], targets: Sequence[str])
         value = maes.get(name)
         if value is None:
             raise ValueError(
-                f"`single_task_maes` must have a value for each target; there is none for {name!r}. Give those of"
-                " single-task runs of your own."
+                f"`single_task_maes` must have a value for each target, but there is none for {name!r}. Give the values"
+                " of your own single-task runs."
             )
         if not 0 < value < math.inf:
             raise ValueError(f"single_task_maes[{name!r}]={value} must be positive and finite.")

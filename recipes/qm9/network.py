@@ -1,8 +1,8 @@
-"""The message-passing network of the benchmark, on padded batches and in plain torch.
+"""The message-passing network of the benchmark, on padded batches and in plain PyTorch.
 
 It is the network of torch_geometric's example `qm9_nn_conv`, which the public code of Nash-MTL, FAMO and FairGrad
 trains: Linear, three rounds of NNConv and GRU with shared weights, Set2Set, Linear (Gilmer et al., Neural Message
-Passing for Quantum Chemistry, ICML 2017). All its matrices belong to `nn.Linear`: every adapter reaches them.
+Passing for Quantum Chemistry, ICML 2017). All its matrices belong to `nn.Linear` layers, so adapters reach all of them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.qm9.graphs import NUM_EDGE_FEATURES, NUM_NODE_FEATURES, edge_features, neighbors, node_features
+from recipes.qm9.molecules import ATOMIC_NUMBERS, BOND_TYPES, ELEMENTS
 
-__all__ = ["EdgeConv", "GatedUnit", "MoleculeNet", "Set2Set"]
+__all__ = [
+    "NUM_NODE_FEATURES",
+    "EdgeConv",
+    "GatedUnit",
+    "MoleculeNet",
+    "Set2Set",
+    "complete_graph",
+    "edge_features",
+    "node_features",
+]
+
+# Aromatic, sp, sp2 and sp3. torch_geometric reads its file without RDKit's perception, so they are always zero.
+_NUM_EMPTY = 4
+NUM_NODE_FEATURES = len(ELEMENTS) + 1 + _NUM_EMPTY + 1
+NUM_EDGE_FEATURES = len(BOND_TYPES) + 1
+_HYDROGEN = ELEMENTS.index("H")
+
+
+def node_features(elements: Tensor, bonds: Tensor, mask: Tensor) -> Tensor:
+    """The 11 features of torch_geometric's QM9, (B, N, 11); see `MoleculeNet.forward` for the arguments.
+
+    They are the element, one-hot; the atomic number; four zeros; and the number of hydrogens bonded to the atom. All
+    are zero where there is no atom.
+    """
+    elements = elements.long()
+    numbers = torch.tensor(ATOMIC_NUMBERS, dtype=torch.float32, device=elements.device)[elements]
+    hydrogens = ((bonds > 0) & ((elements == _HYDROGEN) & mask).unsqueeze(1)).sum(dim=2)
+    empty = torch.zeros(*elements.shape, _NUM_EMPTY, device=elements.device)
+    one_hot = F.one_hot(elements, len(ELEMENTS)).float()
+    features = torch.cat([one_hot, numbers.unsqueeze(2), empty, hydrogens.float().unsqueeze(2)], dim=2)
+    return features * mask.unsqueeze(2)
+
+
+def edge_features(bonds: Tensor, positions: Tensor) -> Tensor:
+    """Type of the bond, one-hot, and distance of every pair of atoms, (B, N, N, 5).
+
+    The type is all zero without a bond. The distance is that of torch_geometric's transform `Distance(norm=False)`. See
+    `MoleculeNet.forward` for the arguments.
+    """
+    types = F.one_hot(bonds.long(), len(BOND_TYPES) + 1)[..., 1:].to(positions.dtype)
+    distances = torch.linalg.vector_norm(positions.unsqueeze(2) - positions.unsqueeze(1), dim=3, keepdim=True)
+    return torch.cat([types, distances], dim=3)
+
+
+def complete_graph(mask: Tensor) -> Tensor:
+    """The pairs of different atoms, (B, N, N), for a mask (B, N) of the atoms."""
+    different = ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    return mask.unsqueeze(2) & mask.unsqueeze(1) & different
 
 
 class EdgeConv(nn.Module):
     r"""Mean over the neighbors :math:`j` of :math:`x_j W(e_{ij})`, plus a linear map of :math:`x_i`.
 
     torch_geometric's `NNConv` makes a matrix :math:`W(e_{ij})` for every edge. It is linear in the hidden features
-    :math:`h_{ij}` of the edge network, :math:`W(e_{ij}) = \sum_k h_{ijk} W_k`, so that the sum over the neighbors can
-    come first: one batched product, then one matrix for all atoms.
+    :math:`h_{ij}` of the edge network, :math:`W(e_{ij}) = \sum_k h_{ijk} W_k`. So this layer takes the sum over the
+    neighbors first, by one batched product, and then multiplies by one matrix for all atoms.
 
     Args:
         width: Features of an atom.
@@ -39,14 +86,14 @@ class EdgeConv(nn.Module):
         nn.init.zeros_(self.root.bias)
 
     def weigh_edges(self, edges: Tensor, pairs: Tensor) -> Tensor:
-        """Hidden features of the edges, which are the same in every round.
+        """Weight the hidden features of the edges for a mean over the neighbors. They are the same in every round.
 
         Args:
-            edges: (B, N, N, 5).
-            pairs: (B, N, N), which pairs are edges.
+            edges: Features of the pairs, (B, N, N, 5).
+            pairs: Which pairs are edges, (B, N, N).
 
         Returns:
-            (B, N * (edge_hidden + 1), N): each target's mean over its neighbors; the last feature is the bias's.
+            (B, N * (edge_hidden + 1), N). The last hidden feature is 1, for the bias.
         """
         hidden = F.relu(self.edge_in(edges))
         hidden = torch.cat([hidden, torch.ones_like(hidden[..., :1])], dim=3)
@@ -54,26 +101,15 @@ class EdgeConv(nn.Module):
         return (hidden * shares.unsqueeze(3)).transpose(2, 3).flatten(1, 2)
 
     def forward(self, atoms: Tensor, weighed: Tensor) -> Tensor:
-        """One round of messages.
-
-        Args:
-            atoms: (B, N, width).
-            weighed: What `weigh_edges` returned.
-
-        Returns:
-            (B, N, width).
-        """
+        """One round of messages between the atoms (B, N, width), along the edges that `weigh_edges` returned."""
         gathered = torch.bmm(weighed, atoms).view(*atoms.shape[:2], -1)
-        return gathered @ self._matrix() + self.root(atoms)
-
-    def _matrix(self) -> Tensor:
-        """((edge_hidden + 1) * width, width): the matrices of hidden features and bias below each other."""
-        matrices = torch.cat([self.edge_out.weight.T, self.edge_out.bias.unsqueeze(0)])
-        return matrices.view(-1, self.width)
+        # The matrices of the hidden features and of the bias, one below the other: ((edge_hidden + 1) * width, width).
+        matrices = torch.cat([self.edge_out.weight.T, self.edge_out.bias.unsqueeze(0)]).view(-1, self.width)
+        return gathered @ matrices + self.root(atoms)
 
 
 class GatedUnit(nn.Module):
-    """A gated recurrent unit (as `nn.GRUCell`) whose matrices are two `nn.Linear`.
+    """A gated recurrent unit like `nn.GRUCell`, whose matrices are two `nn.Linear` layers.
 
     Args:
         width: Features of input and state.
@@ -85,7 +121,7 @@ class GatedUnit(nn.Module):
         self.hidden = nn.Linear(width, 3 * width)
 
     def forward(self, inputs: Tensor, state: Tensor) -> Tensor:
-        """The next state, of the shape of both arguments (..., width)."""
+        """The next state; all have the shape (..., width)."""
         reset_in, update_in, new_in = self.input(inputs).chunk(3, dim=-1)
         reset, update, new = self.hidden(state).chunk(3, dim=-1)
         update = torch.sigmoid(update_in + update)
@@ -94,13 +130,13 @@ class GatedUnit(nn.Module):
 
 
 class Set2Set(nn.Module):
-    """Reads the atoms several times, each time attending to what its LSTM asks for (Vinyals et al., ICLR 2016).
+    """Attends to the atoms several times, each time with a query from an LSTM (Vinyals et al., ICLR 2016).
 
-    The matrices of the LSTM are two `nn.Linear`.
+    The matrices of the LSTM are two `nn.Linear` layers.
 
     Args:
         width: Features of an atom.
-        steps: How often to read.
+        steps: Number of times.
     """
 
     def __init__(self, width: int, steps: int) -> None:
@@ -108,21 +144,13 @@ class Set2Set(nn.Module):
         self.width, self.steps = width, steps
         self.input = nn.Linear(2 * width, 4 * width)
         self.hidden = nn.Linear(width, 4 * width)
-        # As in `nn.LSTM`, whose scale is that of the state.
+        # As in `nn.LSTM`, whose bound depends on the width of the state.
         bound = 1 / math.sqrt(width)
         nn.init.uniform_(self.input.weight, -bound, bound)
         nn.init.uniform_(self.input.bias, -bound, bound)
 
     def forward(self, atoms: Tensor, mask: Tensor) -> Tensor:
-        """One vector a molecule.
-
-        Args:
-            atoms: (B, N, width).
-            mask: (B, N), True where there is an atom.
-
-        Returns:
-            (B, 2 * width): the last question and its answer.
-        """
+        """The last query and its answer, (B, 2 * width), for atoms (B, N, width) and their mask (B, N)."""
         state = cell = atoms.new_zeros(len(atoms), self.width)
         read = atoms.new_zeros(len(atoms), 2 * self.width)
         for _ in range(self.steps):
@@ -135,11 +163,11 @@ class Set2Set(nn.Module):
 
 
 class MoleculeNet(nn.Module):
-    """Molecules to features that the tasks share.
+    """Computes the features of molecules that the tasks share.
 
     Args:
-        width: Features of an atom, and of a molecule.
-        edge_hidden: Hidden features of the network that makes the matrix of an edge.
+        width: Features of an atom and of a molecule.
+        edge_hidden: Hidden features of the edge network.
         rounds: Rounds of messages.
         reads: Steps of Set2Set.
 
@@ -160,19 +188,16 @@ class MoleculeNet(nn.Module):
         self.out = nn.Linear(2 * width, width)
 
     def forward(self, elements: Tensor, bonds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Features of molecules.
+        """Features of molecules, (B, width).
 
         Args:
-            elements: (B, N), from 0 to 4 for H, C, N, O and F.
-            bonds: (B, N, N), 0 for no bond, else its type from 1 to 4.
+            elements: From 0 to 4 for H, C, N, O and F; (B, N).
+            bonds: 0 for no bond, else 1 to 4 for single, double, triple and aromatic; (B, N, N).
             positions: (B, N, 3), in angstrom.
-            mask: (B, N), True where there is an atom.
-
-        Returns:
-            (B, width).
+            mask: True where there is an atom, (B, N).
         """
         atoms = F.relu(self.embedding(node_features(elements, bonds, mask).to(positions.dtype)))
-        weighed = self.messages.weigh_edges(edge_features(bonds, positions), neighbors(mask))
+        weighed = self.messages.weigh_edges(edge_features(bonds, positions), complete_graph(mask))
         for _ in range(self.rounds):
             atoms = self.update(F.relu(self.messages(atoms, weighed)), atoms)
         return F.relu(self.out(self.readout(atoms, mask)))

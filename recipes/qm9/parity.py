@@ -1,4 +1,4 @@
-"""Predicted against true values of every target."""
+"""A figure of the predicted against the true values of every target."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from recipes.qm9.targets import TARGETS
 __all__ = ["ParityPlot", "parity_figure"]
 
 _COLUMNS = 4
-# Of the test molecules, which lie so far out that a panel that shows them shows nothing else.
+# Percentage at either end that a panel leaves out, because a few extreme values would squeeze all others together.
 _OUTLIERS = 0.1
 
 
 def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np.ndarray]) -> Figure:
-    """One panel a target, predictions against true values, with the mean absolute error.
+    """Draw one panel per target with predictions, true values and the mean absolute error.
 
-    The axes leave out the outermost 0.1 % of the true values at either end; the error does not.
+    The axes leave out 0.1 % of the true values at either end. The error includes them.
 
     Args:
-        predictions: Name of `TARGETS` to (N,), in the units reported.
-        truths: The same names, likewise.
+        predictions: Target to its predictions (N,), in the reported units.
+        truths: The same targets to their true values.
 
     Raises:
         ValueError: If the names differ.
     """
     if predictions.keys() != truths.keys():
-        raise ValueError(f"`predictions` has {list(predictions)} and `truths` {list(truths)}: the names must agree.")
+        raise ValueError(f"`predictions` has {list(predictions)} and `truths` {list(truths)}; the names must agree.")
     rows = -(-len(predictions) // _COLUMNS)
     columns = min(len(predictions), _COLUMNS)
     figure = Figure(figsize=(3.2 * columns, 3.1 * rows), layout="constrained", dpi=120)
@@ -64,7 +64,7 @@ def parity_figure(predictions: Mapping[str, np.ndarray], truths: Mapping[str, np
 
 
 class ParityPlot(L.Callback):
-    """When the model is tested, writes `parity.png`, which loggers of images get as well, and `predictions.npz`.
+    """Writes `parity.png` and `predictions.npz` when the model is tested. Loggers that take images get the figure too.
 
     Args:
         folder: Where to write; None: the folder of the Trainer's logs.
@@ -76,10 +76,10 @@ class ParityPlot(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what would give a figure of some of the molecules.
+        """Refuse tests on several devices, each of which sees a part of the molecules.
 
         Raises:
-            MisconfigurationException: If the model is tested on several devices.
+            MisconfigurationException: If the Trainer has several devices.
         """
         if stage == "test" and trainer.world_size > 1:
             raise MisconfigurationException(
@@ -89,7 +89,7 @@ class ParityPlot(L.Callback):
 
     @override
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin anew."""
+        """Forget an earlier test."""
         self._outputs.clear()
 
     @override

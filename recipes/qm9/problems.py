@@ -1,4 +1,4 @@
-"""What studies train on."""
+"""The problems of QM9 for studies."""
 
 from __future__ import annotations
 
@@ -21,18 +21,7 @@ __all__ = ["PROBLEMS", "QM9Problem"]
 
 @dataclass(frozen=True, kw_only=True)
 class QM9Problem(Problem):
-    """Properties of molecules.
-
-    Attributes:
-        width: Features of an atom.
-        edge_hidden: Hidden features of the edge network.
-        lr: Learning rate of Adam.
-        schedule: See `QM9Model`.
-        num_molecules: Number of molecules; None: all.
-        num_val: Those of them to validate on.
-        num_test: Those of them to test on.
-        batch_size: Molecules a batch.
-    """
+    """Properties of molecules. The fields are arguments of `QM9Model` and `QM9DataModule`."""
 
     width: int
     edge_hidden: int
@@ -45,15 +34,15 @@ class QM9Problem(Problem):
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
-        """The mean absolute errors."""
+        """Mean absolute errors, for which lower is better."""
         return {f"{name}_mae": False for name in self.tasks}
 
     def make_model(self, tasks: Sequence[str], method: Aggregator | Scalarizer | None) -> QM9Model:
-        """A fresh model."""
+        """Make a new model."""
         return QM9Model(tasks, self.width, self.edge_hidden, method, self.lr, self.schedule)
 
     def make_data(self, tasks: Sequence[str], seed: int) -> QM9DataModule:
-        """The same molecules and the same split for every seed, in another order."""
+        """Make the data: the same molecules and split for every seed, in another order."""
         return QM9DataModule(
             targets=tasks,
             batch_size=self.batch_size,
@@ -64,7 +53,7 @@ class QM9Problem(Problem):
         )
 
     def make_callbacks(self, folder: Path) -> list[Callback]:
-        """What draws the predictions for the test molecules."""
+        """Draw the predictions for the test molecules."""
         return [ParityPlot(folder)]
 
 
@@ -74,7 +63,7 @@ PROBLEMS = {
         tasks=BENCHMARK,
         epochs=4,
         evaluations=4,
-        # Five looks an epoch.
+        # Five times per epoch.
         look_every=26,
         width=32,
         edge_hidden=16,

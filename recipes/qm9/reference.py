@@ -1,4 +1,4 @@
-"""The network of the benchmark in torch_geometric's layers, which the dense one is compared with."""
+"""The network of the benchmark in torch_geometric's layers, for comparison with the dense one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import NNConv
 from torch_geometric.nn import Set2Set as GeometricSet2Set
 
-from recipes.qm9.graphs import NUM_EDGE_FEATURES, NUM_NODE_FEATURES, edge_features, neighbors, node_features
-from recipes.qm9.network import MoleculeNet
+from recipes.qm9.network import MoleculeNet, complete_graph, edge_features, node_features
 
 __all__ = ["GeometricNet", "as_one_graph"]
 
@@ -31,10 +30,10 @@ class GeometricNet(nn.Module):
     """torch_geometric's example `qm9_nn_conv` without its last layer, with the weights of a dense network.
 
     Args:
-        dense: Where the sizes and the weights come from.
+        dense: The network whose sizes and weights to take.
 
     Attributes:
-        names: Name of each parameter to that of the same parameter in `MoleculeNet`.
+        names: Name of each parameter to its name in `MoleculeNet`.
     """
 
     names: ClassVar[dict[str, str]] = {
@@ -49,9 +48,11 @@ class GeometricNet(nn.Module):
 
     def __init__(self, dense: MoleculeNet) -> None:
         super().__init__()
-        width, hidden = dense.out.out_features, dense.messages.edge_in.out_features
-        edge_network = nn.Sequential(nn.Linear(NUM_EDGE_FEATURES, hidden), nn.ReLU(), nn.Linear(hidden, width * width))
-        self.embedding, self.out = nn.Linear(NUM_NODE_FEATURES, width), nn.Linear(2 * width, width)
+        width, first = dense.out.out_features, dense.messages.edge_in
+        edge_network = nn.Sequential(
+            nn.Linear(first.in_features, first.out_features), nn.ReLU(), nn.Linear(first.out_features, width * width)
+        )
+        self.embedding, self.out = nn.Linear(dense.embedding.in_features, width), nn.Linear(2 * width, width)
         self.conv = NNConv(width, width, edge_network, aggr="mean")
         self.gru = nn.GRU(width, width)
         self.set2set = GeometricSet2Set(width, processing_steps=dense.readout.steps)
@@ -61,7 +62,7 @@ class GeometricNet(nn.Module):
                 parameter.copy_(dense.get_parameter(self.names[name]))
 
     def forward(self, nodes: Tensor, edges: Tensor, features: Tensor, molecules: Tensor) -> Tensor:
-        """Features of molecules, (B, width); the arguments are what `as_one_graph` returns."""
+        """Features of molecules, (B, width), from what `as_one_graph` returns."""
         atoms = F.relu(self.embedding(nodes))
         state = atoms.unsqueeze(0)
         for _ in range(self.rounds):
@@ -73,12 +74,12 @@ class GeometricNet(nn.Module):
 def as_one_graph(
     elements: Tensor, bonds: Tensor, positions: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A padded batch as torch_geometric's layers take it; the arguments are those of `MoleculeNet.forward`.
+    """Convert a padded batch to torch_geometric's form; see `MoleculeNet.forward` for the arguments.
 
     Returns:
         Features of the atoms (A, 11), pairs of atoms (2, E), features of the pairs (E, 5), molecule of each atom (A,).
     """
-    pairs = neighbors(mask)
+    pairs = complete_graph(mask)
     molecule, target, source = pairs.nonzero(as_tuple=True)
     first = mask.sum(dim=1).cumsum(dim=0) - mask.sum(dim=1)
     edges = torch.stack([first[molecule] + source, first[molecule] + target])

@@ -1,6 +1,6 @@
-"""The files of the package qm9pack: found without importing it, verified, and read row by row.
+"""The files of the package qm9pack: found, verified, and read row by row.
 
-Importing the package needs `pkg_resources`, which current versions of setuptools no longer have.
+The package is not imported, because that needs `pkg_resources`, which current versions of setuptools no longer have.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.qm9.molecules import ELEMENTS
+from recipes.qm9.targets import TARGETS
 
 __all__ = ["CHECKSUMS", "INSTALL", "PROPERTIES", "Row", "find_files", "read_rows", "verify_files"]
 
@@ -24,24 +25,8 @@ CHECKSUMS: dict[str, str] = {
     "qm9_part2.csv": "2bca113fdc0b28a13563c80ed9b240e934f3da6c64c64fe74ddb4f0f36036e61",
     "qm9_part3.csv": "9c5efb5733d2af149db8d95d36ff198b4ffed12d9f7b344220a1e5877d5c6a43",
 }
-# Columns of the properties; au: hartree.
-PROPERTIES: tuple[str, ...] = (
-    "Dipole_debye",
-    "Polarizability_bohr3",
-    "HOMO_au",
-    "LUMO_au",
-    "HOMO_LUMO_gap_au",
-    "R2_bohr2",
-    "ZPVE_au",
-    "InternalEnergy_0K_au",
-    "InternalEnergy_298K_au",
-    "Enthalphy_298K_au",
-    "GibbsFreeEnergy_298K_au",
-    "Heatcapacity_Cv_cal_mol_K",
-    "RotA_GHz",
-    "RotB_GHz",
-    "RotC_GHz",
-)
+# Columns of the properties, each once. In their names, au is hartree.
+PROPERTIES = tuple(dict.fromkeys(target.column for target in TARGETS.values()))
 _COLUMNS = ("Index", "SMILES", "N_atoms", "Elements", "XYZ_Ang", *PROPERTIES)
 _CODES = {element: code for code, element in enumerate(ELEMENTS)}
 _NO_BRACKETS = str.maketrans("", "", "[]")
@@ -53,9 +38,9 @@ class Row(NamedTuple):
     Attributes:
         index: Number in QM9.
         smiles: SMILES, without most of the hydrogens.
-        elements: One an atom, from 0 to 4 for H, C, N, O and F.
+        elements: From 0 to 4 for H, C, N, O and F, one per atom.
         positions: x, y and z of one atom after another, in angstrom.
-        properties: Those of `PROPERTIES`.
+        properties: The values of `PROPERTIES`.
     """
 
     index: int
@@ -84,27 +69,21 @@ def find_files() -> list[Path]:
 
 
 def verify_files(paths: list[Path]) -> int:
-    """Compare the files with `CHECKSUMS`.
-
-    Returns:
-        Number of their rows.
+    """Compare the files with `CHECKSUMS`, and return the number of their rows.
 
     Raises:
-        ValueError: If one is not the file of the version that this recipe was written for.
+        ValueError: If a file belongs to another version of the package.
     """
     rows = 0
     for path in paths:
-        digest, lines = hashlib.sha256(), 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                lines += block.count(b"\n")
-        if digest.hexdigest() != CHECKSUMS[path.name]:
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != CHECKSUMS[path.name]:
             raise ValueError(
-                f"{path} is not the file of qm9pack 1.0.3: its SHA-256 is {digest.hexdigest()} instead of"
-                f" {CHECKSUMS[path.name]}. Install that version again: {INSTALL} --force-reinstall --no-deps"
+                f"{path} is not the file of qm9pack 1.0.3: its SHA-256 is {found} instead of {CHECKSUMS[path.name]}."
+                f" Install that version again: {INSTALL} --force-reinstall --no-deps"
             )
-        rows += lines - 1
+        rows += content.count(b"\n") - 1
     return rows
 
 
@@ -113,7 +92,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Raises:
         ValueError: If a column is missing, or a row has an unknown element, a value that is not a finite number, or
-            numbers of atoms that contradict each other; the message names file and molecule.
+            contradictory numbers of atoms. The message names the file and the molecule.
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
@@ -123,9 +102,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         columns = [header.index(name) for name in _COLUMNS]
         for line in lines:
             if len(line) != len(header):
-                raise ValueError(
-                    f"{path}, line {lines.line_num}: {len(line)} cells where the header has {len(header)}."
-                )
+                raise ValueError(f"{path}, line {lines.line_num}: {len(line)} cells instead of {len(header)}.")
             try:
                 yield _parse(*(line[column] for column in columns))
             except ValueError as error:
@@ -135,12 +112,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _parse(index: str, smiles: str, num_atoms: str, elements: str, positions: str, *properties: str) -> Row:
     symbols = elements.removeprefix("['").removesuffix("']").split("','")
     if unknown := [symbol for symbol in symbols if symbol not in _CODES]:
-        raise ValueError(f"Elements has {unknown[0]!r}, which is none of {ELEMENTS}.")
+        raise ValueError(f"Elements has {unknown[0]!r}, which is not one of {ELEMENTS}.")
     coordinates = [_finite("XYZ_Ang", text) for text in positions.translate(_NO_BRACKETS).split(",")]
     if not int(num_atoms) == len(symbols) == len(coordinates) / 3:
         raise ValueError(
-            f"the numbers of atoms contradict each other: N_atoms is {num_atoms}, Elements has {len(symbols)} and"
-            f" XYZ_Ang {len(coordinates)} coordinates."
+            f"the numbers of atoms disagree: N_atoms is {num_atoms}, Elements has {len(symbols)} and XYZ_Ang"
+            f" {len(coordinates)} coordinates."
         )
     values = [_finite(name, text) for name, text in zip(PROPERTIES, properties, strict=True)]
     return Row(int(index), smiles, [_CODES[symbol] for symbol in symbols], coordinates, values)

@@ -13,63 +13,51 @@ class Target:
     """One property of a molecule.
 
     Attributes:
-        unit: Unit of the data.
-        report_unit: Unit in which errors are reported.
-        report_factor: Factor from `unit` to `report_unit`.
-        single_task_mae: Mean absolute error, in `report_unit`, of a network trained on this target alone: the value
-            that published Δm% are relative to. None: the benchmark has no such target.
+        column: Column of qm9pack that it is computed from.
+        unit: Unit of the data. Errors are reported in the same unit, but in meV for energies in eV.
+        single_task_mae: Mean absolute error, in the reported unit, of a network that is trained on this target alone.
+            Published Δm% are relative to these values. None: the benchmark does not use the target.
     """
 
+    column: str
     unit: str
-    report_unit: str
-    report_factor: float
     single_task_mae: float | None = None
 
+    @property
+    def report_unit(self) -> str:
+        """Unit in which errors are reported."""
+        return "meV" if self.unit == "eV" else self.unit
 
-def _energy(single_task_mae: float | None = None) -> Target:
-    return Target("eV", "meV", 1000.0, single_task_mae)
-
-
-def _other(unit: str, single_task_mae: float | None = None) -> Target:
-    return Target(unit, unit, 1.0, single_task_mae)
+    @property
+    def report_factor(self) -> float:
+        """Factor from `unit` to `report_unit`."""
+        return 1000.0 if self.unit == "eV" else 1.0
 
 
 TARGETS: dict[str, Target] = {
-    "mu": _other("D", 0.0671),
-    "alpha": _other("a0^3", 0.1814),
-    "homo": _energy(60.576),
-    "lumo": _energy(53.915),
-    "gap": _energy(),
-    "r2": _other("a0^2", 0.5027),
-    "zpve": _energy(4.539),
-    "U0": _energy(),
-    "U": _energy(),
-    "H": _energy(),
-    "G": _energy(),
-    "Cv": _other("cal/(mol K)", 0.07212),
-    "U0_atom": _energy(58.838),
-    "U_atom": _energy(64.244),
-    "H_atom": _energy(63.852),
-    "G_atom": _energy(66.223),
-    "A": _other("GHz"),
-    "B": _other("GHz"),
-    "C": _other("GHz"),
+    "mu": Target("Dipole_debye", "D", 0.0671),
+    "alpha": Target("Polarizability_bohr3", "a0^3", 0.1814),
+    "homo": Target("HOMO_au", "eV", 60.576),
+    "lumo": Target("LUMO_au", "eV", 53.915),
+    "gap": Target("HOMO_LUMO_gap_au", "eV"),
+    "r2": Target("R2_bohr2", "a0^2", 0.5027),
+    "zpve": Target("ZPVE_au", "eV", 4.539),
+    "U0": Target("InternalEnergy_0K_au", "eV"),
+    "U": Target("InternalEnergy_298K_au", "eV"),
+    "H": Target("Enthalphy_298K_au", "eV"),
+    "G": Target("GibbsFreeEnergy_298K_au", "eV"),
+    "Cv": Target("Heatcapacity_Cv_cal_mol_K", "cal/(mol K)", 0.07212),
+    "U0_atom": Target("InternalEnergy_0K_au", "eV", 58.838),
+    "U_atom": Target("InternalEnergy_298K_au", "eV", 64.244),
+    "H_atom": Target("Enthalphy_298K_au", "eV", 63.852),
+    "G_atom": Target("GibbsFreeEnergy_298K_au", "eV", 66.223),
+    "A": Target("RotA_GHz", "GHz"),
+    "B": Target("RotB_GHz", "GHz"),
+    "C": Target("RotC_GHz", "GHz"),
 }
 
-# In the order of the published tables, whose U0, U, H and G are the atomisation energies.
-BENCHMARK: tuple[str, ...] = (
-    "mu",
-    "alpha",
-    "homo",
-    "lumo",
-    "r2",
-    "zpve",
-    "U0_atom",
-    "U_atom",
-    "H_atom",
-    "G_atom",
-    "Cv",
-)
+# In the order of the published tables. Their U0, U, H and G are the atomization energies.
+BENCHMARK = ("mu", "alpha", "homo", "lumo", "r2", "zpve", "U0_atom", "U_atom", "H_atom", "G_atom", "Cv")
 
 
 def chosen_targets(names: Sequence[str]) -> dict[str, Target]:

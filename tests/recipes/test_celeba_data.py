@@ -143,7 +143,7 @@ def test_images_are_read_once_unless_all_are_to_be_checked(prepare, faces):
     before = joined(prepare(faces).val_dataloader())
     damage(faces / IMAGES / "000014.jpg")
     assert torch.equal(joined(prepare(faces).val_dataloader())["image"], before["image"])
-    with pytest.raises(ValueError, match=r"000014\.jpg cannot be read as a JPEG image: it is none"):
+    with pytest.raises(ValueError, match=r"000014\.jpg cannot be read as a JPEG image: it is another file"):
         prepare(faces, check="full")
     shutil.copy(faces / IMAGES / "000001.jpg", faces / IMAGES / "000014.jpg")
     after = joined(prepare(faces, check="full").val_dataloader())
@@ -171,7 +171,7 @@ def test_the_users_folder_for_caches_is_the_default(prepare, faces, tmp_path, mo
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(lambda data: data[: len(data) // 2], "image file is truncated"), (lambda _: b"GIF89a", "it is none")],
+    [(lambda data: data[: len(data) // 2], "image file is truncated"), (lambda _: b"GIF89a", "it is another file")],
 )
 def test_unreadable_images_are_named_before_training_and_nothing_stays_behind(
     prepare, faces, cache_dir, content, reason
@@ -185,7 +185,7 @@ def test_unreadable_images_are_named_before_training_and_nothing_stays_behind(
     assert not list(cache_dir.iterdir())
 
 
-def test_grey_images_have_three_equal_colours(prepare, faces):
+def test_gray_images_have_three_equal_colors(prepare, faces):
     path = faces / IMAGES / "000013.jpg"
     Image.open(path).convert("L").save(path)
     image = joined(prepare(faces).val_dataloader())["image"][0]
@@ -244,8 +244,8 @@ FAULTS = {
     "empty image": (lambda root: (root / IMAGES / "000003.jpg").write_bytes(b""), ValueError, "000003.jpg is empty"),
     "no count": (edit(A, 1, to("many")), ValueError, f"{A}, line 1: expected the number of images, got 'many'"),
     "no text": (lambda root: (root / A).write_text(""), ValueError, f"{A}, line 1: expected the number"),
-    "another count": (edit(A, 1, to("21")), ValueError, f"{A}, line 1: .* which are 20, got 21"),
-    "cut short": (edit(A, 22, None), ValueError, f"{A}, line 1: .* which are 19, got 20"),
+    "another count": (edit(A, 1, to("21")), ValueError, f"{A}, line 1: expected 20, .* got 21"),
+    "cut short": (edit(A, 22, None), ValueError, f"{A}, line 1: expected 19, .* got 20"),
     "unknown name": (
         edit(A, 2, lambda line: line.replace("Bald", "Hairless")),
         ValueError,

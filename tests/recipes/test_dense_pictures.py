@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torchjd.aggregation import UPGrad
 
 from recipes.common.figures import to_pixels
-from recipes.dense.figures import class_colours, confusion_figure, examples_figure
+from recipes.dense.figures import class_colors, confusion_figure, examples_figure
 from recipes.dense.last_epochs import LastEpochsMean
 from recipes.dense.model import DenseModel
 from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
@@ -97,14 +97,14 @@ def test_the_grid_shows_what_is_true_beside_what_is_predicted():
     assert_close(torch.tensor(image, dtype=torch.float32), example["image"].movedim(0, -1))
     assert (true_labels == labels.numpy()).all()
     assert (chosen == [[1, 12], [5, 3]]).all()
-    colours = shown[1].cmap(shown[1].norm(np.array([-1, 0, 3, 12])))[:, :3]
-    np.testing.assert_allclose(colours, [[0.85] * 3, *class_colours(13)[[0, 3, 12]]])
+    colors = shown[1].cmap(shown[1].norm(np.array([-1, 0, 3, 12])))[:, :3]
+    np.testing.assert_allclose(colors, [[0.85] * 3, *class_colors(13)[[0, 3, 12]]])
     np.testing.assert_array_equal(true_depth, [[1, 4], [np.nan, 2]])
     np.testing.assert_array_equal(predicted_depth, [[2, 5], [1, 3]])
     assert {(x.norm.vmin, x.norm.vmax) for x in shown[3:5]} == {(0, 4)}
-    grey = [0.85] * 3
-    np.testing.assert_allclose(true_normals, [[[1, 0.5, 0.5], grey], [grey, [0.5, 0, 0.5]]], atol=1e-6)
-    np.testing.assert_allclose(predicted_normals, [[[0, 0.5, 0.5], grey], [grey, [0.5, 1, 0.5]]], atol=1e-6)
+    gray = [0.85] * 3
+    np.testing.assert_allclose(true_normals, [[[1, 0.5, 0.5], gray], [gray, [0.5, 0, 0.5]]], atol=1e-6)
+    np.testing.assert_allclose(predicted_normals, [[[0, 0.5, 0.5], gray], [gray, [0.5, 1, 0.5]]], atol=1e-6)
 
 
 def test_a_fast_dev_run_leaves_nothing_behind(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

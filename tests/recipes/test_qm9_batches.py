@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from recipes.qm9.assemble import assemble
 from recipes.qm9.cache import load_cache
 from recipes.qm9.data import QM9DataModule
-from recipes.qm9.loader import MoleculeTensors
+from recipes.qm9.molecules import MoleculeTensors
 from recipes.qm9.source import CHECKSUMS, read_rows
 from recipes.qm9.targets import TARGETS
 from tests.support.nets import make_trainer

@@ -70,9 +70,9 @@ def test_a_stale_file_is_refused_or_built_anew_with_a_note(tmp_path, package, mo
             # Its origin alone differs, as after a newer version of the package.
             older.setattr(cache, "_origin", lambda: ["schema 1", *("0" * 64 for _ in CHECKSUMS)])
         prepare(tmp_path)
-    with pytest.raises(ValueError, match=r"molecules\.npz is of another version .* python -m recipes\.qm9\.cache --ca"):
+    with pytest.raises(ValueError, match=r"\.npz is from another version .* python -m recipes\.qm9\.cache --cache-dir"):
         load_cache(tmp_path)
-    assert "molecules.npz is of another version and is built anew" in prepare(tmp_path).replace("\n", "")
+    assert "molecules.npz is from another version and is built anew" in prepare(tmp_path).replace("\n", "")
     assert_whole(tmp_path)
 
 

@@ -125,11 +125,10 @@ def test_a_preset_is_laid_over_a_configuration_and_its_checkpoint_tested(folder)
     assert figure.parent.parent == logs.parent.resolve()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_protocol_is_that_of_the_benchmark(path):
-    settings = yaml.safe_load(path.read_text())
-    if path.stem in PRESETS:
-        pytest.skip("a preset is another protocol")
+@pytest.mark.parametrize("suffix", ["", "_cost"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_protocol_is_that_of_the_benchmark(name, suffix):
+    settings = yaml.safe_load((CONFIGS / f"{name}{suffix}.yaml").read_text())
     trainer, model = settings["trainer"], settings["model"]
     assert (trainer["max_epochs"], settings["data"]["batch_size"]) == (300, 120)
     assert (model["lr"], model["schedule"], model["width"]) == (1e-3, "plateau", 64)

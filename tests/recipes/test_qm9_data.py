@@ -132,7 +132,7 @@ def test_graphs_of_formaldehyde(tmp_path, smiles, scale, message):
         ({"N_atoms": "6"}, "N_atoms is 6, Elements has 5 and XYZ_Ang 15 coordinates"),
         ({"Elements": "['C','H','H','H']"}, "N_atoms is 5, Elements has 4 and XYZ_Ang 15"),
         ({"XYZ_Ang": "[[0.,0.,0.],[1.,0.]]"}, "Elements has 5 and XYZ_Ang 5 coordinates"),
-        ({"Elements": "['C','H','H','H','X']"}, "Elements has 'X', which is none of"),
+        ({"Elements": "['C','H','H','H','X']"}, "Elements has 'X', which is not one of"),
         ({"Elements": "[]"}, r"Elements has '\[\]'"),
         ({"XYZ_Ang": "[[0.,0.,inf],[1.,0.,0.]]"}, "XYZ_Ang has 'inf', which is not a finite number"),
         ({"LUMO_au": "nan"}, "LUMO_au has 'nan', which is not"),
@@ -160,7 +160,7 @@ def test_a_missing_column_is_named(tmp_path):
 def test_a_torn_line_is_named(tmp_path):
     path = write_rows(tmp_path / "rows.csv", real_rows()[:2])
     path.write_text(path.read_text()[:-100])
-    with pytest.raises(ValueError, match=r"rows\.csv, line 3: \d+ cells where the header has 25"):
+    with pytest.raises(ValueError, match=r"rows\.csv, line 3: \d+ cells instead of 25"):
         list(read_rows(path))
 
 

@@ -9,9 +9,8 @@ import torch
 from recipes.qm9.assemble import assemble
 from recipes.qm9.data import QM9DataModule
 from recipes.qm9.geometric import load_processed
-from recipes.qm9.graphs import node_features
-from recipes.qm9.loader import MoleculeTensors
-from recipes.qm9.molecules import ELEMENTS
+from recipes.qm9.molecules import ELEMENTS, MoleculeTensors
+from recipes.qm9.network import node_features
 from recipes.qm9.source import read_rows
 from recipes.qm9.targets import TARGETS
 from tests.support.qm9_package import real_rows, write_rows
