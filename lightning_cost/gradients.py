@@ -18,17 +18,17 @@ _PIECE = 2**16
 class TaskGradients:
     r"""The gradients of :math:`K` task losses with respect to :math:`P` shared parameters.
 
-    ``MultiTaskMixin.task_gradients`` holds the ones of the current optimizer step. Its ``matrix`` is a preallocated
-    buffer that the next step overwrites: :meth:`clone` keeps a copy.
+    ``MultiTaskMixin.task_gradients`` holds those of the current optimizer step. The next step overwrites their
+    ``matrix``; use :meth:`clone` to keep them.
 
-    Symbols are those of the paper: :math:`g_i` is the gradient of task :math:`i` and :math:`g_0` their mean
-    (Definition 1). The mean is meant even where another multi-task method does the update: against the aggregate of a
-    conflict-free method no task ever conflicts.
+    Symbols are those of the paper: :math:`g_i` is the gradient of task :math:`i`, and :math:`g_0` is the mean of all
+    (Definition 1). It is always the mean, even if another multi-task method computes the update: no task conflicts with
+    the aggregate of a conflict-free method.
 
     Args:
         names: The :math:`K` task names.
-        matrix: Tensor of shape :math:`(K, P)`, one row a task, in the order of ``names``. A column is an element of the
-            shared parameters, flattened and concatenated in their order of registration.
+        matrix: Tensor of shape :math:`(K, P)` with one row per task, in the order of ``names``. The columns are the
+            elements of the shared parameters, flattened and concatenated in the order of their registration.
 
     Example:
         >>> import torch
@@ -54,10 +54,10 @@ class TaskGradients:
     def gramian(self) -> Tensor:
         r"""Inner products :math:`g_i \cdot g_j`, shape :math:`(K, K)`."""
         if self.matrix.is_cuda:
-            # Not one matrix product: PyTorch may be set to round its inputs to TF32.
+            # Not one matrix product: PyTorch may be set to round the inputs of those to TF32.
             return torch.stack([self.matrix.mv(row) for row in self.matrix])
         gramian = self.matrix.new_zeros(len(self.names), len(self.names))
-        # All rows of a piece fit into the cache: half the time of a product of the whole.
+        # All rows of a piece fit into the cache. This takes half the time of a product of the whole.
         for piece in self.matrix.split(_PIECE, dim=1):
             gramian.addmm_(piece, piece.T)
         return gramian
@@ -84,7 +84,7 @@ class TaskGradients:
 
         Negative means dominated conflict (Definition 1). A task without gradient has cosine 0.
         """
-        # The Gramian would do, were it exact: conflicting gradients cancel in their mean, its rounding errors do not.
+        # Not from the Gramian: conflicting gradients cancel in their mean, but rounding errors of the Gramian do not.
         return _safe_divide(self.matrix @ self.mean, self.norms * self.mean_norm)
 
     @cached_property

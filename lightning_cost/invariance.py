@@ -38,11 +38,11 @@ def loss_fluctuation(losses: Tensor, reference: Tensor, invariance: Invariance, 
         losses: The losses :math:`L_i`, shape ``(K,)``.
         reference: The losses :math:`L_i^*` before teleporting, shape ``(K,)``.
         invariance: Which losses are held.
-        relative: Divide each change by :math:`|L_i^*|`, which tasks of different scale need; Eq. 7 does not.
+        relative: Divide each change by :math:`|L_i^*|`. Tasks of different scales need it; Eq. 7 does not do it.
     """
     held, before = held_losses(losses, invariance), held_losses(reference, invariance)
     change = (held - before).abs()
-    # Compiled code and nondeterministic kernels repeat a loss up to rounding, whose sign would choose the direction.
+    # Compiled code and nondeterministic kernels repeat a loss only up to rounding. Its sign would choose a direction.
     change = change.masked_fill(change <= _ROUNDING * torch.finfo(before.dtype).eps * before.abs(), 0.0)
     if relative:
         change = change / before.abs().clamp_min(torch.finfo(before.dtype).tiny)
@@ -62,9 +62,9 @@ def loss_fluctuation_weights(losses: Tensor, reference: Tensor, invariance: Inva
 class LevelSet:
     r"""The set of parameters with the losses of a point, to first order around it.
 
-    With the gradients :math:`A` of the held losses as rows, :meth:`tangent` removes :math:`A^T (A A^T)^+ A v` from a
-    vector :math:`v` and :meth:`retraction` is :math:`-A^T (A A^T)^+ r` for residuals :math:`r`: a chord step of
-    Newton's method. Rows are scaled to unit length before the pseudo-inverse, so that tasks of any scale count alike.
+    The rows of :math:`A` are the gradients of the held losses. :meth:`tangent` removes :math:`A^T (A A^T)^+ A v` from a
+    vector :math:`v`. :meth:`retraction` is :math:`-A^T (A A^T)^+ r` for residuals :math:`r`: a chord step of Newton's
+    method. Rows are scaled to unit length before the pseudo-inverse, so that tasks of all scales count alike.
 
     Args:
         gradients: Task gradients at the point.

@@ -14,7 +14,7 @@ class ScaleInvariant(Scalarizer):
 
     .. math:: \sum_{k=1}^K \log L_k
 
-    Its gradient weighs that of each task by :math:`1 / L_k`, so that the scale of a loss does not matter. It is a
+    It weighs the gradient of each task by :math:`1 / L_k`, so that the scale of a loss does not matter. It is a
     baseline of `Multi-Task Learning as a Bargaining Game <https://arxiv.org/abs/2202.01017>`_ (Navon et al., ICML 2022,
     Section 6) and of the tables of the COST paper.
 
@@ -43,7 +43,7 @@ class ScaleInvariant(Scalarizer):
         # NaN passes: a gradient scaler expects it, and skips the step.
         if bool((values <= 0).any()):
             raise ValueError(
-                f"ScaleInvariant takes the logarithm of every loss, so that all must be positive; got {values.tolist()}"
-                " in the order of the tasks. Shift a loss that can be negative, or use another method."
+                f"ScaleInvariant takes the logarithm of every loss, so all must be positive; got {values.tolist()} in"
+                " the order of the tasks. Shift a loss that can be negative, or use another method."
             )
         return values.log().sum()

@@ -30,33 +30,33 @@ _EPSILON = 5e-3
 class Objective(ABC):
     """Something to increase while the task losses stay as they are.
 
-    Subclass it to search for something else: the gradient is where a search climbs, and the value must have grown for a
-    teleport to be accepted. A value of ``None`` means that nothing needs to grow.
+    Subclass it to search for something else. A search climbs along the gradient. A teleport is accepted only if the
+    value has grown. A value of ``None`` means that nothing needs to grow.
     """
 
     uses_task_gradients: bool = True
-    """Whether :meth:`value_and_gradient` reads the task gradients of the point that it is given."""
+    """Whether :meth:`value_and_gradient` reads the task gradients of its point."""
 
     def begin(self, surface: Surface, start: Point) -> None:
-        """Prepare for a teleport from ``start``. Called once a teleport, before anything else."""
+        """Prepare for a teleport from ``start``. It is called once per teleport, before anything else."""
         return
 
     @abstractmethod
     def value(self, surface: Surface, point: Point) -> float | None:
-        """The objective at ``point``, where the surface is; larger is better.
+        """The objective at ``point``, where the surface is. Larger is better.
 
-        Called at the start and at candidates, whose task gradients are always known.
+        It is called where the teleport starts and at candidates. Their task gradients are always known.
         """
 
     def aim(self, value: float) -> float:
-        """The value that one step from a point with this value aims at; infinite for a step as long as may be."""
+        """The value that a step should reach from a point with this value; infinite for the longest step allowed."""
         return math.inf
 
     @abstractmethod
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float | None, Tensor]:
         """The objective at ``point`` and its gradient with respect to the shared parameters, shape ``(P,)``.
 
-        The surface is at ``point``, and must be there again on return.
+        The surface is at ``point``. It must be there again on return.
         """
 
     def __repr__(self) -> str:
@@ -66,16 +66,16 @@ class Objective(ABC):
 class ConflictAlignment(Objective):
     r"""The smallest cosine between a task gradient and their mean, :math:`c = \min_i \cos \phi_{i0}`.
 
-    This is conflict itself (Definition 1), where the paper maximizes sharpness instead (Eq. 8). With the worst task
-    :math:`a`, the gradient of :math:`c` takes two Hessian-vector products whatever the number of tasks is:
+    This is conflict itself (Definition 1). The paper maximizes sharpness instead (Eq. 8). Let :math:`a` be the task
+    with the smallest cosine. The gradient of :math:`c` takes two Hessian-vector products, however many tasks there are:
     :math:`H_0 \, \partial c / \partial g_0 + H_a \, \partial c / \partial g_a`.
 
     Args:
-        derivative: ``"finite_difference"`` takes one-sided differences of first gradients, which cost an ordinary
-            forward and backward pass each. ``"double_backward"`` is exact; not every operation supports it (cuDNN
-            RNNs do not), and it holds a second graph in memory.
+        derivative: ``"finite_difference"`` takes one-sided differences of gradients. Each costs an ordinary forward and
+            backward pass. ``"double_backward"`` is exact, but some operations do not support it (cuDNN RNNs), and it
+            holds a second graph in memory.
         epsilon: Length of the finite difference, relative to the norm of the shared parameters.
-        target: The cosine that one step aims at, in (-1, 1]; at least 0.1 more than it is.
+        target: The cosine that one step aims at, in (-1, 1]. A step aims at 0.1 more than the present cosine at least.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class ConflictAlignment(Objective):
         self.target = target
 
     def aim(self, value: float) -> float:
-        """The target, or a little more than the cosine already is."""
+        """The target, or a little more than the present cosine."""
         return max(self.target, value + 0.1)
 
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
-        """See :meth:`Objective.value_and_gradient`. Two forward and backward passes a batch with finite differences."""
+        """See :meth:`Objective.value_and_gradient`. Finite differences take two forward-backward passes per batch."""
         gradients = point.gradients
         worst = int(gradients.cosines.argmin())
         mean, task = gradients.mean, gradients.matrix[worst]
@@ -101,7 +101,7 @@ class ConflictAlignment(Objective):
         if mean_norm == 0 or task_norm == 0:
             return 0.0, torch.zeros_like(mean)
         cosine = mean @ task / (mean_norm * task_norm)
-        # In place, here and wherever there are P elements: to allocate a vector costs several operations on it.
+        # In place, as everywhere with P elements: allocating a vector takes longer than several operations on it.
         by_mean = (task / task_norm).sub_(mean, alpha=float(cosine / mean_norm)).div_(mean_norm)
         by_task = (mean / mean_norm).sub_(task, alpha=float(cosine / task_norm)).div_(task_norm)
         num_tasks = len(gradients.names)
@@ -128,7 +128,7 @@ class ConflictAlignment(Objective):
 class GradientNorm(Objective):
     r"""The norm :math:`\|g_0\|` of the gradient of the mean loss: the exact form of Eq. 2 and 6.
 
-    A larger gradient and less conflict are different goals, and an optimizer like Adam ignores the first.
+    A larger gradient and less conflict are different goals. An optimizer like Adam ignores the length of a gradient.
 
     Args:
         derivative: See :class:`ConflictAlignment`.
@@ -161,22 +161,22 @@ class GradientNorm(Objective):
 
 
 class SampledSharpness(Objective):
-    r"""The paper's stand-in for the gradient norm: losses at random points on a sphere (Eq. 8 to 10).
+    r"""What the paper uses instead of the gradient norm: losses at random points on a sphere (Eq. 8 to 10).
 
-    With :math:`\epsilon_j` uniform on the sphere of radius :math:`\delta` in the space of the shared parameters and the
-    weights :math:`R_i` of :func:`balance_weights` (Eq. 10), taken where the teleport starts, it is
+    The :math:`\epsilon_j` are uniform on the sphere of radius :math:`\delta` in the space of the shared parameters. The
+    weights :math:`R_i` are those of :func:`balance_weights` (Eq. 10) where the teleport starts. There are two forms:
 
     - ``form="loss"``, Eq. 9 as printed: :math:`\max_j |\frac{1}{K} \sum_i R_i L_i(\theta + \epsilon_j)|`.
     - ``form="difference"``, Eq. 8: :math:`\max_j |\frac{1}{K} \sum_i R_i (L_i(\theta + \epsilon_j) - L_i(\theta))|`.
 
-    Eq. 9 leaves out the difference because :math:`L(\theta^*)` is constant there; what is left is large where the
-    *losses* are large, which the loss invariance of Eq. 7 undoes.
+    Eq. 9 leaves out the difference, because :math:`L(\theta^*)` is constant. What is left is large where the *losses*
+    are large, and the loss invariance of Eq. 7 works against that.
 
     Args:
         form: ``"loss"`` or ``"difference"``.
         samples: Number of random points. The paper does not state it.
         radius: Radius :math:`\delta` of the sphere, in the norm of the parameters. The paper does not state it; 0.05 is
-            usual for sharpness-aware minimization.
+            common in sharpness-aware minimization.
     """
 
     uses_task_gradients = False
@@ -192,14 +192,14 @@ class SampledSharpness(Objective):
         self._noises: list[Tensor] = []
 
     def begin(self, surface: Surface, start: Point) -> None:
-        """Fix the weights :math:`R_i`, and the random points on which values before and after are compared."""
+        """Fix the weights :math:`R_i`, and the random points at which values are compared."""
         self._weights = balance_weights(start.gradients.norms)
         self._noises = self._sample(surface)
 
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
         """See :meth:`Objective.value_and_gradient`, at fresh random points.
 
-        As many forward passes a batch as samples, then one forward and backward pass, or two for the difference.
+        It takes one forward pass per sample and batch, then one forward and backward pass, or two for the difference.
         """
         weights, noises = self._normalized_weights(), self._sample(surface)
         values = self._values(surface, point, noises)
@@ -211,7 +211,7 @@ class SampledSharpness(Objective):
         return abs(values[best]), gradient * math.copysign(1.0, values[best])
 
     def value(self, surface: Surface, point: Point) -> float:
-        """The sharpness at random points that are the same ones for the whole teleport."""
+        """The sharpness at random points, the same ones for the whole teleport."""
         return max(abs(value) for value in self._values(surface, point, self._noises))
 
     def _sample(self, surface: Surface) -> list[Tensor]:
@@ -237,9 +237,9 @@ class SampledSharpness(Objective):
 
 
 class RandomDirection(Objective):
-    """A random direction: the control that shows what moving along the level set does by itself.
+    """A random direction: a control that shows what moving along the level set does by itself.
 
-    Every point that keeps the losses is accepted.
+    Every point that holds the losses is accepted.
     """
 
     uses_task_gradients = False
@@ -254,7 +254,7 @@ class RandomDirection(Objective):
 
 
 class Reversed(Objective):
-    """The opposite of an objective: the control that shows whether its direction matters.
+    """The opposite of an objective: a control that shows whether its direction matters.
 
     Args:
         objective: The objective to decrease.
@@ -276,7 +276,7 @@ class Reversed(Objective):
         return None if value is None else -value
 
     def aim(self, value: float) -> float:
-        """As large a change as the objective would aim at."""
+        """A change as large as the one that the objective aims at."""
         return value + self.objective.aim(-value) + value
 
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float | None, Tensor]:
@@ -291,8 +291,8 @@ class Reversed(Objective):
 def balance_weights(norms: Tensor) -> Tensor:
     r"""The task weights :math:`R = K \cdot \mathrm{softmax}(\sum_j \|g_j\| / \|g_i\|)` (Eq. 10).
 
-    They favor tasks with small gradients, and saturate soon: at a ratio of norms of about 20 one task has all the
-    weight.
+    They favor tasks with small gradients. They saturate early: if two norms differ by a factor of about 20, one task
+    has all the weight.
 
     Args:
         norms: Norms of the task gradients, shape ``(K,)``.
@@ -306,7 +306,7 @@ def balance_weights(norms: Tensor) -> Tensor:
     """
     wide = norms.detach().cpu().double()
     ratios = wide.sum() / wide.clamp_min(torch.finfo(norms.dtype).tiny)
-    # An infinite ratio, of a task without gradient, would make the softmax not a number.
+    # A task without gradient has an infinite ratio, which would make the softmax NaN.
     ratios = ratios.clamp_max(torch.finfo(ratios.dtype).max)
     return (len(norms) * torch.softmax(ratios, dim=0)).to(norms.dtype)
 

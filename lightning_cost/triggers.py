@@ -34,7 +34,7 @@ class Majority:
     r"""Whether at least :math:`\lceil \text{share} \cdot K \rceil` tasks conflict with the mean (Eq. 4: half of them).
 
     Args:
-        share: Share of the tasks, in (0, 1]. The paper's is 0.5, which hardly ever happens unless the gradient of one
+        share: Share of the tasks, in (0, 1]. The paper takes 0.5. So many tasks conflict only if the gradient of one
             task outweighs the others in the mean.
 
     Example:
@@ -52,7 +52,7 @@ class Majority:
 
     def __call__(self, gradients: TaskGradients) -> bool:
         """Whether the share is reached."""
-        # The guard keeps ceil(0.28 * 25) at 7 although the product rounds to just above it.
+        # Without the guard, ceil(0.28 * 25) would be 8: the product rounds to just above 7.
         needed = max(1, math.ceil(self.share * len(gradients.names) - 1e-9))
         return int((gradients.cosines < 0).sum()) >= needed
 
@@ -78,7 +78,7 @@ TRIGGERS: dict[str, Trigger] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the trigger is checked at all: delayed start and frequency control (appendix of the paper).
+    """When the trigger is checked: delayed start and frequency control (appendix of the paper).
 
     Args:
         start_epoch: First epoch with checks, counted from 0.

@@ -12,10 +12,10 @@ __all__: list[str] = []
 
 
 class StageDisplay:
-    """Shows what a teleport is doing in the description of the training bar, and puts the description back.
+    """Shows in the training bar what a teleport is doing, and restores the description of the bar on exit.
 
-    Nothing is shown if the Trainer has no progress bar. Short teleports at every step would make the bar flicker and
-    cost more than they take, so that the description changes only where a teleport is still at work after a while.
+    If the Trainer has no progress bar, nothing is shown. Most teleports are too short to show: the bar would flicker,
+    and writing to it would take longer than the teleport. So the description changes only after a while.
 
     Args:
         trainer: The Trainer whose bar to use.

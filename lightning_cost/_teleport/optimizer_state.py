@@ -27,9 +27,9 @@ _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 def modulate(history: Tensor, fresh: Tensor, sigma: float) -> None:
     r"""Replace a running average by :math:`\sigma \cdot \text{history} + (1 - \sigma) \cdot \text{fresh}`, in place.
 
-    Done right before Adam's step, this is Eq. 13 in closed form: Adam's own update
-    :math:`v_t = \beta_1 v_{t-1} + (1 - \beta_1) g_t` of the replaced average is
-    :math:`\sigma \beta_1 v_{t-1} + (1 - \sigma \beta_1) g_t`, and likewise for the second moment.
+    Right before Adam's step, this is Eq. 13 in closed form. Adam updates an average by
+    :math:`v_t = \beta_1 v_{t-1} + (1 - \beta_1) g_t`. From the replaced average this gives
+    :math:`\sigma \beta_1 v_{t-1} + (1 - \sigma \beta_1) g_t`. The same holds for the second moment.
 
     Example:
         >>> v, g = torch.tensor([1.0]), torch.tensor([3.0])
@@ -76,7 +76,7 @@ class HistoryReuse:
             )
 
     def arm(self, sigma: float, parameters: Iterable[Parameter]) -> None:
-        """Have the step that is under way change the state of these parameters, the ones that moved."""
+        """Change the state of these parameters, the ones that moved, in the optimizer step under way."""
         if self.mode != "keep":
             self._armed = (min(max(sigma, 0.0), 1.0), list(parameters))
 
@@ -135,7 +135,7 @@ class HistoryReuse:
                 if name in state:
                     modulate(state[name], gradient.square(), sigma)
             if "exp_inf" in state:
-                # An infinity norm has no average to lerp: the old maximum shrinks, the step adds the fresh gradient.
+                # A maximum is no average. The old maximum shrinks, and the step adds the fresh gradient.
                 state["exp_inf"].mul_(sigma)
 
 

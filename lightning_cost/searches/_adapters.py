@@ -16,7 +16,7 @@ from lightning_cost._vectors import views
 __all__: list[str] = []
 
 _ADAPTER = "teleport"
-# PEFT's own list of layers is longer, but these are the ones whose weight change has the shape of the weight.
+# PEFT reaches more layers, but only for these the change has the shape of the weight.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 # The others change the weights or need data.
 _INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
@@ -87,8 +87,8 @@ class PeftAdapter:
 def low_rank(direction: Tensor, shared: Sequence[Parameter], targets: Sequence[Parameter], rank: int) -> Tensor:
     """The part of a direction that a LoRA of this rank can follow: its best approximation, weight by weight.
 
-    This is a LoRA whose factors are aligned with the direction instead of random: the truncated singular value
-    decomposition of the direction's slice for each weight, seen as a matrix of output by input features.
+    This is a LoRA whose factors are aligned with the direction instead of random. For each weight, they are the
+    truncated singular value decomposition of its slice of the direction, as a matrix of output by input features.
 
     Args:
         direction: Vector of shape ``(P,)``.
@@ -108,7 +108,7 @@ def low_rank(direction: Tensor, shared: Sequence[Parameter], targets: Sequence[P
     return result
 
 
-# Up to this size of its smaller side, the whole decomposition of a matrix takes less time than a truncated one.
+# If the smaller side of a matrix is at most this long, decomposing it whole is faster than a truncated decomposition.
 _SMALL_SIDE = 24
 
 
@@ -127,12 +127,13 @@ def _truncate(matrix: Tensor, rank: int, out: Tensor) -> None:
 
 
 def _range(matrix: Tensor, size: int, iterations: int = 2) -> Tensor:
-    """An orthonormal basis of what a matrix mostly maps to: randomized subspace iteration (Halko et al., Alg. 4.4).
+    """An orthonormal basis that approximates the range of a matrix: randomized subspace iteration.
 
-    ``torch.svd_lowrank`` does the same, but draws from the global generators, which may differ between processes.
+    It is Algorithm 4.4 of Halko, Martinsson and Tropp (2011). ``torch.svd_lowrank`` does the same, but draws from the
+    global generators, which may differ between processes.
 
     Returns:
-        The basis vectors as rows, with which the products take a quarter of the time that they take as columns.
+        The basis vectors as rows. Products with rows take a quarter of the time of products with columns.
     """
     test = torch.randn(size, matrix.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix)
     basis = _orthonormal(test @ matrix.T)
@@ -173,7 +174,7 @@ def reachable_layers(
     wanted = {id(parameter) for parameter in shared}
     layers: dict[int, nn.Module] = {}
     for name, module in _named_submodules(modules):
-        # A parametrized layer computes its weight, so that its parameters lack the plain name.
+        # A parametrized layer computes its weight: it has no parameter of that name.
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         reachable = isinstance(module, _LAYERS) and id(weight) in wanted and _fits(module, config)
         if reachable and is_target(config, name, module):
@@ -265,7 +266,7 @@ def check_config(config: object) -> PeftConfig:
 def _named_submodules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     for prefix, root in modules.items():
         for name, module in root.named_modules():
-            # `torch.compile` puts a module around another, which is no part of the name that users gave.
+            # `torch.compile` wraps modules. The wrapper is not part of the name that the user gave.
             yield ".".join([prefix, *(part for part in name.split(".") if part not in ("", "_orig_mod"))]), module
 
 
