@@ -1,0 +1,238 @@
+"""A teleport without a Trainer: what it takes, what it leaves, and what it costs in copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from lightning_cost import (
+    ConflictAlignment,
+    LevelSetSearch,
+    Objective,
+    Outcome,
+    PenaltySearch,
+    Point,
+    RandomDirection,
+    SampledSharpness,
+    Surface,
+    Teleporter,
+)
+from tests.support.problems import mlp_batch
+
+
+class Plain(nn.Module):
+    """Two layers and three heads, no LightningModule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.backbone = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+            self.heads = nn.Linear(4, 3).double()
+        self.batch = mlp_batch()
+
+    def losses(self) -> dict[str, Tensor]:
+        errors = (self.heads(self.backbone(self.batch["x"]).tanh()) - self.batch["y"]).square().mean(dim=0)
+        return dict(zip(("left", "right", "ink"), errors, strict=True))
+
+    def surface(self) -> Surface:
+        return Surface(self.losses, list(self.backbone.parameters()), list(self.parameters()))
+
+
+def state(module: nn.Module) -> list[Tensor | None]:
+    values = [parameter.detach().clone() for parameter in module.parameters()]
+    return values + [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+def assert_same_state(one: list[Tensor | None], two: list[Tensor | None]) -> None:
+    for first, second in zip(one, two, strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "teleporter",
+    [
+        Teleporter(),
+        Teleporter(search=LevelSetSearch(steps=3)),
+        Teleporter(search=LevelSetSearch(full_rank=True)),
+        Teleporter(search=PenaltySearch(steps=20, lr=1e-2)),
+        Teleporter(RandomDirection()),
+        Teleporter(SampledSharpness(form="difference"), invariance="mean"),
+    ],
+    ids=["default", "3 steps", "full rank", "penalty", "random", "sharpness"],
+)
+def test_an_accepted_teleport_holds_the_losses_and_leaves_the_gradients_of_the_new_point(
+    teleporter: Teleporter,
+) -> None:
+    module = Plain()
+    before = module.losses()
+    outcome = teleporter.run(module.surface(), {"backbone": module.backbone})
+    assert outcome.accepted
+    after = module.losses()
+    changes = torch.stack([(after[name] - before[name]) / before[name] for name in before])
+    if teleporter.invariance == "per_task":
+        assert changes.abs().max() <= 0.02
+    torch.testing.assert_close(outcome.end.losses, torch.stack(list(after.values())).detach(), rtol=1e-9, atol=0)
+    mean = torch.stack(list(after.values())).mean()
+    for parameter, expected in zip(
+        module.parameters(), torch.autograd.grad(mean, list(module.parameters())), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-8, atol=1e-10)
+    assert outcome.forwards > 0
+    assert outcome.backwards > 0
+    assert outcome.trace[0]["stage"] == "start"
+
+
+def test_undo_goes_back_after_a_teleport() -> None:
+    module = Plain()
+    surface = module.surface()
+    start = surface.point()
+    before = state(module)
+    outcome = Teleporter().run(surface, {"backbone": module.backbone}, start)
+    assert outcome.accepted
+    assert not torch.equal(module.backbone[0].weight, before[0])
+    outcome.undo()
+    assert_same_state(state(module), before)
+
+
+class Refusing(ConflictAlignment):
+    """Says of every candidate but the first few that it is no better."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    def value(self, surface: Surface, point: Point) -> float:
+        self.good -= 1
+        return super().value(surface, point) if self.good >= 0 else -2.0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_refused_teleport_changes_nothing(known: bool) -> None:
+    module = Plain()
+    surface = module.surface()
+    start = surface.point()
+    before = state(module)
+    outcome = Teleporter(Refusing(1)).run(surface, {"backbone": module.backbone}, start if known else None)
+    assert not outcome.accepted
+    assert "does not grow" in outcome.reason
+    if known:
+        assert_same_state(state(module), before)
+        assert outcome.end is start
+
+
+def test_a_refused_second_step_keeps_the_first() -> None:
+    one, two = Plain(), Plain()
+    for module, steps, good in ((one, 1, 2), (two, 4, 2)):
+        teleporter = Teleporter(Refusing(good), LevelSetSearch(steps=steps))
+        outcome = teleporter.run(module.surface(), {"backbone": module.backbone})
+        assert outcome.accepted
+    assert_same_state(state(two), state(one))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("fault"), KeyboardInterrupt()])
+def test_an_exception_in_the_losses_leaves_everything_as_it_was(error: BaseException) -> None:
+    module = Plain()
+    surface = module.surface()
+    start = surface.point()
+    before, losses = state(module), module.losses
+    for call in range(1, 5):
+        remaining = iter(range(call))
+
+        def fails(remaining: Any = remaining) -> dict[str, Tensor]:
+            if next(remaining, None) is None:
+                raise error
+            return losses()
+
+        surface._batches = [fails]
+        with pytest.raises(type(error)):
+            Teleporter(search=LevelSetSearch(steps=2)).run(surface, {"backbone": module.backbone}, start)
+        assert_same_state(state(module), before)
+
+
+class Copies(Surface):
+    """Counts copies of the shared parameters."""
+
+    copies = 0
+
+    def flatten(self, tensors: Any) -> Tensor:
+        values = {parameter.data_ptr() for parameter in self.shared}
+        self.copies += all(tensor is not None and tensor.data_ptr() in values for tensor in tensors)
+        return super().flatten(tensors)
+
+
+@pytest.mark.parametrize(
+    ("search", "objective", "most"),
+    [
+        (LevelSetSearch(), ConflictAlignment(), 1),
+        (LevelSetSearch(full_rank=True), ConflictAlignment(), 1),
+        (PenaltySearch(steps=20, lr=1e-2), ConflictAlignment("double_backward"), 1),
+        (LevelSetSearch(steps=2), ConflictAlignment(), 2),
+    ],
+    ids=["default", "full rank", "penalty", "2 steps"],
+)
+def test_an_accepted_teleport_copies_the_shared_parameters_twice_at_most(
+    search: Any, objective: Objective, most: int
+) -> None:
+    module = Plain()
+    surface = Copies(module.losses, list(module.backbone.parameters()), list(module.parameters()))
+    outcome = Teleporter(objective, search).run(surface, {"backbone": module.backbone}, surface.point())
+    assert outcome.accepted
+    assert surface.copies == most
+
+
+def test_memory_is_reused_from_teleport_to_teleport() -> None:
+    module, teleporter = Plain(), Teleporter()
+    matrices: set[int] = set()
+    for _ in range(4):
+        surface = module.surface()
+        start = surface.point(spare=teleporter.take_spare())
+        outcome = teleporter.run(surface, {"backbone": module.backbone}, start)
+        for point in {id(point): point for point in (outcome.start, outcome.end)}.values():
+            matrices.add(point.gradients.matrix.data_ptr())
+            teleporter.recycle(point.gradients.matrix)
+        # What was recycled twice would be written twice.
+        assert len({matrix.data_ptr() for matrix in teleporter._spares}) == len(teleporter._spares)
+    assert len(matrices) <= 3
+    teleporter.clear()
+    assert teleporter.take_spare() is None
+
+
+def test_positions_are_copied_once_and_noticed_when_somebody_else_moves() -> None:
+    weight = Parameter(torch.tensor([1.0, 2.0]))
+    surface = Surface(lambda: {"left": weight.sum(), "right": weight[0] ** 2}, [weight])
+    origin = surface.position()
+    assert surface.position() is origin
+    with surface.displaced(torch.ones(2)):
+        assert surface.position() is not origin
+        assert torch.equal(surface.position(), torch.tensor([2.0, 3.0]))
+    assert surface.position() is origin
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    surface.point()
+    optimizer.step()
+    assert torch.equal(surface.position(), weight.detach())
+    assert not torch.equal(surface.position(), origin)
+    surface.move_to(origin)
+    assert torch.equal(weight.detach(), torch.tensor([1.0, 2.0]))
+
+
+def test_several_batches_are_averaged() -> None:
+    weight = Parameter(torch.tensor([1.0, 2.0]))
+    batches: list[Callable[[], dict[str, Tensor]]] = [
+        lambda: {"left": weight.sum(), "right": weight[0] ** 2},
+        lambda: {"left": 3 * weight.sum(), "right": weight[1] ** 2},
+    ]
+    surface = Surface(batches, [weight])
+    assert torch.equal(surface.losses(), torch.tensor([6.0, 2.5]))
+    assert torch.equal(surface.point().gradients.matrix, torch.tensor([[2.0, 2.0], [1.0, 2.0]]))
+
+
+def test_an_outcome_without_a_teleport_has_nothing_to_undo() -> None:
+    point = Point(torch.ones(1))
+    Outcome(False, "", point, point).undo()
