@@ -55,7 +55,8 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
     baselines = torch.as_tensor(baselines, dtype=values.dtype, device=values.device)
     if baselines.shape != values.shape[-1:]:
         raise ValueError(
-            f"`baselines` must have one value per metric, shape {tuple(values.shape[-1:])}, got {tuple(baselines.shape)}."
+            f"`baselines` must have one value per metric, shape {tuple(values.shape[-1:])}, "
+            f"got {tuple(baselines.shape)}."
         )
     _check_finite("baselines", baselines)
     if not bool((baselines > 0).all()):

@@ -51,8 +51,8 @@ class PixelMetric(PreciseMetric):
         count: Tensor = getattr(self, self._count)
         if not self._is_batch_value and not count.item():
             raise RuntimeError(
-                f"`{type(self).__name__}` has nothing to compute: no pixel was valid since the last reset. Call `update`"
-                " with valid pixels first."
+                f"`{type(self).__name__}` has nothing to compute: no pixel was valid since the last reset. Call"
+                " `update` with valid pixels first."
             )
         mean: Tensor = getattr(self, name) / count
         return mean
