@@ -1,8 +1,8 @@
-"""Figures of teleports and of training with them, after the paper's Fig. 3, 5b and 8, and learning curves.
+"""Figures of teleports and of training with them, after Fig. 3, 5b and 8 of the paper.
 
-Every function takes a mapping from the title of a panel to what the panel shows, and returns a
-:class:`matplotlib.figure.Figure` that is not registered with ``pyplot``: save it with ``figure.savefig(path)``. In a
-notebook it shows itself. This is the one module that needs matplotlib.
+Every function takes a mapping from titles to what their panels show, and returns a :class:`matplotlib.figure.Figure`.
+Save it with ``figure.savefig(path)``. In a notebook, a cell that ends with the figure shows it. The figure does not
+belong to ``pyplot``, so you need not close it. Only this module needs matplotlib.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ __all__ = [
     "teleport_trace",
 ]
 
-# Okabe and Ito's colors, which most color-blind readers tell apart.
+# The colors of Okabe and Ito, which most color-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _CONFLICT, _CALM, _RESOLVED, _NEUTRAL = "#D55E00", "#0072B2", "#009E73", "#666666"
 
 
 @dataclass(frozen=True)
 class ConflictTrace:
-    """What one training run looked like at the steps at which somebody looked.
+    """The losses and conflicts of one training run, at some of its steps.
 
     Args:
         steps: Optimizer steps, shape ``(T,)``.
-        losses: Mean of the task losses at each of them, shape ``(T,)``.
-        conflicts: Whether the task gradients conflicted there, before any teleport, shape ``(T,)``.
+        losses: Mean of the task losses at each step, shape ``(T,)``.
+        conflicts: Whether the task gradients conflicted at each step, before any teleport, shape ``(T,)``.
         reports: The teleports of the run.
 
     Raises:
-        ValueError: If the lengths differ or are 0.
+        ValueError: If the lengths differ, or are 0.
     """
 
     steps: Sequence[int]
@@ -64,7 +64,7 @@ class ConflictTrace:
     def __post_init__(self) -> None:
         lengths = {"steps": len(self.steps), "losses": len(self.losses), "conflicts": len(self.conflicts)}
         if len(set(lengths.values())) > 1 or not self.steps:
-            raise ValueError(f"ConflictTrace needs equally many entries of each, at least one; got {lengths}.")
+            raise ValueError(f"ConflictTrace needs the same number of entries in each, at least one; got {lengths}.")
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,15 @@ class Curves:
 
 
 def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
-    r"""Draw what happened within a teleport, one column a teleport (Fig. 5b of the paper).
+    r"""Draw what happened within teleports, one column per teleport (Fig. 5b of the paper).
 
-    For a :class:`~lightning_cost.searches.PenaltySearch`: the loss fluctuation :math:`\mathcal L_t` (Eq. 7) and the
-    objective :math:`\mathcal L_g` over its iterations. For any other search: the drift of the losses and the objective
-    at the start, after each step and at each candidate, so far as they were evaluated there.
+    A :class:`~lightning_cost.searches.PenaltySearch` shows the loss fluctuation :math:`\mathcal L_t` (Eq. 7) and the
+    objective :math:`\mathcal L_g` over its iterations. Any other search shows the drift of the losses and the objective
+    at the start, after each step and at each candidate. Where they were not evaluated, there is no point.
 
     Args:
-        reports: Title to the report of a teleport.
+        reports: Reports of teleports, by the title of their column. Only the last few reports of a callback have a
+            trace.
 
     Raises:
         ValueError: If there is no report, or one without a trace.
@@ -109,7 +110,10 @@ def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
     axes = figure.subplots(2, len(reports), squeeze=False, sharex="col")
     for column, (title, report) in enumerate(reports.items()):
         if not report.trace:
-            raise ValueError(f"The report of {title!r} has no trace, so there is nothing to draw.")
+            raise ValueError(
+                f"The report of {title!r} has no trace, so there is nothing to draw. Only the last few reports of a"
+                " callback keep theirs, and checkpoints hold none."
+            )
         _draw_trace(axes[0, column], axes[1, column], report.trace)
         axes[0, column].set_title(title)
     for ax in axes.flat:
@@ -118,14 +122,14 @@ def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
 
 
 def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
-    r"""Compare cosines and gradient norms before and after each accepted teleport, one row a run (Fig. 8 of the paper).
+    r"""Compare cosines and gradient norms before and after accepted teleports, one row per run (Fig. 8 of the paper).
 
-    Left, for each task, the cosine :math:`\cos \phi_{i0}` of its gradient with the mean gradient. In the shaded quarter
-    a task conflicts before the teleport and not after it. Right, the norm of the mean gradient. On the diagonal nothing
-    changes.
+    The left panel shows, for each task, the cosine :math:`\cos \phi_{i0}` of its gradient with the mean gradient. In
+    the shaded quarter are the tasks that conflict before the teleport and not after it. The right panel shows the norm
+    of the mean gradient. On the diagonal, nothing changes.
 
     Args:
-        reports: Title to the reports of a run. Refused teleports, which change nothing, are left out.
+        reports: The reports of each run, by its title. Refused teleports change nothing, and are left out.
 
     Raises:
         ValueError: If there is no run, or one without an accepted teleport.
@@ -152,11 +156,11 @@ def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
 
 
 def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -> Figure:
-    """Draw the mean loss along training, colored by conflict, with the teleports (after Fig. 3 of the paper).
+    """Draw the mean loss during training, colored by conflict, with the teleports (after Fig. 3 of the paper).
 
     Args:
-        runs: Title to what was seen of a run. Runs in one row share their axes.
-        columns: Panels a row.
+        runs: Losses and conflicts of each run, by its title. Panels in one row share their axes.
+        columns: Panels per row.
 
     Raises:
         ValueError: If there is no run, or ``columns`` is below 1.
@@ -170,7 +174,7 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
         for accepted, label, color in ((True, "accepted", "#000000"), (False, "refused", "#CC79A7")):
             at = [report.step for report in run.reports if report.accepted == accepted]
             if at:
-                # At the lower edge, whatever the losses are; the margin keeps them out of it.
+                # At the lower edge, whatever the losses are. The margin keeps the losses out of it.
                 ax.plot(
                     at,
                     [0.03] * len(at),
@@ -282,7 +286,7 @@ def _draw_trace(top: Axes, bottom: Axes, trace: Sequence[Mapping[str, Any]]) -> 
 
 
 def _line(ax: Axes, values: Sequence[float | None], color: str, marker: str | None = None) -> None:
-    """A line through the values that there are."""
+    """Draw a line through the values, skipping those that are ``None``."""
     points = [(index, value) for index, value in enumerate(values) if value is not None]
     ax.plot([index for index, _ in points], [value for _, value in points], color=color, marker=marker)
 
@@ -310,7 +314,7 @@ def _draw_cosines(ax: Axes, accepted: Sequence[TeleportReport]) -> None:
 
 
 def _diagonal(ax: Axes) -> None:
-    """Equal limits on both axes, and the line on which nothing changes."""
+    """Set equal limits on both axes, and draw the line on which nothing changes."""
     low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
@@ -319,7 +323,7 @@ def _diagonal(ax: Axes) -> None:
 def _panels(
     argument: str, panels: Mapping[str, object], columns: int, height: float = 3.1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with one tidy Axes a panel, and none where the last row has no panel."""
+    """Make a figure with one Axes per panel. Where the last row has no panel, there is no Axes."""
     _check_panels(argument, panels)
     if columns < 1:
         raise ValueError(f"`columns` must be at least 1; got {columns}.")
@@ -335,7 +339,7 @@ def _panels(
 
 
 def _label_outside(axes: Sequence[Axes], xlabel: str, ylabel: str) -> None:
-    """Name each axis once: at the left end of every row, below the last panel of every column."""
+    """Label each axis once: at the left end of every row, and below the last panel of every column."""
     places = {(spec.rowspan.start, spec.colspan.start): ax for ax in axes if (spec := ax.get_subplotspec())}
     for (row, column), ax in places.items():
         if column == 0:
@@ -353,7 +357,7 @@ def _plain(value: float, _: int | None = None) -> str:
 
 
 def _log_ticks(axis: Axis) -> None:
-    """Plain numbers at round places, whether the axis spans decades or a few percent."""
+    """Put plain numbers at round places, whether the axis spans decades or a few percent."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(_plain))
@@ -371,10 +375,10 @@ def _cycle(names: Mapping[str, object]) -> list[str]:
 
 
 def _styles(names: Mapping[str, object]) -> list[str]:
-    """Where the colors begin anew, lines change."""
+    """Line styles, which change when the colors start over."""
     return [("-", "--", ":", "-.")[index // len(_COLORS) % 4] for index in range(len(names))]
 
 
 def _check_panels(argument: str, panels: Mapping[str, object]) -> None:
     if not isinstance(panels, Mapping) or not panels:
-        raise ValueError(f"`{argument}` must map at least one title to what its panel shows; got {panels!r}.")
+        raise ValueError(f"`{argument}` must map at least one title to the content of its panel; got {panels!r}.")

@@ -280,7 +280,7 @@ def test_the_median_of_all_pixels_is_as_exact_as_documented(offset: float, pixel
         (
             lambda: normal_angles(torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.ones(2, 3, 4).bool()),
             ValueError,
-            r"`mask` must have shape \(2, 4\), one element a pixel, got \(2, 3, 4\)",
+            r"`mask` must have shape \(2, 4\), one element per pixel, got \(2, 3, 4\)",
         ),
     ],
 )

@@ -1,7 +1,8 @@
-r"""What multi-task models are judged by, as functions and as torchmetrics.
+r"""Metrics of multi-task models, as functions and as torchmetrics metrics.
 
-:math:`\Delta m\%` and the mean rank compare methods; depth errors and angles between surface normals judge predictions.
-Those are averaged over all valid pixels, or batch by batch as in published tables: the two are not comparable.
+:math:`\Delta m\%` and the mean rank compare methods. Depth errors and angles between surface normals compare
+predictions with labels. You can average these over all valid pixels, or batch by batch as published tables do. The two
+averages are not comparable.
 """
 
 from lightning_cost.metrics._comparison import DeltaM, MeanRank, delta_m, mean_rank

@@ -1,4 +1,4 @@
-"""Averages of named values, which metrics that compare methods are computed from."""
+"""Averages of named values, for the metrics that compare methods."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["NamedAverages", "check_names", "check_number"]
 
 
 class NamedAverages(PreciseMetric):
-    """Averages of named metric values, one row of them for each thing that is evaluated.
+    """Averages named metric values: one row per method that is evaluated, one column per metric.
 
     Args:
-        rows: How many things are evaluated.
-        higher_is_better: The metrics, and for each whether a higher value is better.
+        rows: The number of rows.
+        higher_is_better: For each metric, by name, whether a higher value is better.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
     """
 
@@ -34,15 +34,15 @@ class NamedAverages(PreciseMetric):
         for name, higher in higher_is_better.items():
             if not isinstance(higher, bool):
                 raise TypeError(f"`higher_is_better[{name!r}]` must be a boolean, got {higher!r}.")
-        # Sorted, so that the states of two copies can be added even where their mappings were written in another order.
+        # Sorted, so that states of two copies can be added even if their mappings have another order.
         self.names = tuple(sorted(higher_is_better))
-        # `higher_is_better` itself is a constant of every torchmetrics class and says the same of the result.
+        # Not `higher_is_better`: every torchmetrics class has a constant of that name, which is about the result.
         self._directions = tuple(higher_is_better[name] for name in self.names)
         self._add_sum("sums", rows, len(self.names))
         self._add_sum("counts", rows)
 
     def _add(self, row: int, values: Mapping[str, Tensor | float]) -> None:
-        """Add one evaluation of a row; nothing changes if a value is refused."""
+        """Add one evaluation of a row. If a value is refused, nothing changes."""
         if not isinstance(values, Mapping):
             raise TypeError(f"`values` must map each metric's name to its value, got {type(values).__name__}.")
         check_names("values", values, self.names)
@@ -75,7 +75,7 @@ def check_names(argument: str, given: Iterable[str], expected: Sequence[str]) ->
 
 
 def check_number(argument: str, value: object) -> None:
-    """Refuse what is neither a number nor a tensor with one element."""
+    """Refuse a value that is neither a number nor a tensor with one element."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise TypeError(f"`{argument}` must have one element, got a tensor of shape {tuple(value.shape)}.")

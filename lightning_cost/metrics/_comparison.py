@@ -1,4 +1,4 @@
-r"""What multi-task methods are compared by: :math:`\Delta m\%` and the mean rank, as functions and as torchmetrics."""
+r"""Metrics that compare multi-task methods: :math:`\Delta m\%` and the mean rank, as functions and as torchmetrics."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
 
     .. math:: \Delta m\% = \frac{1}{K} \sum_{k=1}^K (-1)^{\delta_k} \frac{M_k - B_k}{B_k} \times 100
 
-    where :math:`\delta_k` is 1 if a higher value of metric :math:`k` is better, and 0 otherwise. Lower is better; a
-    negative result says that the multi-task model is, on average, better than the single-task models.
+    where :math:`\delta_k` is 1 if a higher value of metric :math:`k` is better, and 0 otherwise. Lower is better. A
+    negative result means that the multi-task model is, on average, better than the single-task models.
 
     Args:
-        values: Metrics :math:`M` of the multi-task model, shape :math:`(K,)`; or of several models, shape
-            :math:`(\ldots, K)`. In any units, as long as ``baselines`` has the same.
-        baselines: Metrics :math:`B` of the single-task models, shape :math:`(K,)`. They must be positive: Eq. 14
-            divides by them, and below zero it would count an improvement as a degradation.
-        higher_is_better: For each metric whether a higher value is better, shape :math:`(K,)`.
+        values: Metrics :math:`M` of the multi-task model, shape :math:`(K,)`, or of several models, shape
+            :math:`(\ldots, K)`. Any units, but the same as those of ``baselines``.
+        baselines: Metrics :math:`B` of the single-task models, shape :math:`(K,)`. They must be positive, because
+            Eq. 14 divides by them. With a negative one, it would count an improvement as a degradation.
+        higher_is_better: For each metric, whether a higher value is better, shape :math:`(K,)`.
 
     Returns:
-        Percentages of shape :math:`(\ldots)`, in the precision of ``values``, at least single.
+        Percentages of shape :math:`(\ldots)`, in the precision of ``values``, single or better.
 
     Raises:
         TypeError: If ``higher_is_better`` holds anything but booleans.
         ValueError: If the shapes do not fit, a value is not finite or a baseline is not positive.
 
     Example:
-        CityScapes in the paper: mIoU, pixel accuracy, absolute and relative depth error of LS and of COST.
+        CityScapes in the paper: mIoU, pixel accuracy, absolute and relative depth error, of LS and of COST:
 
         >>> from torch import tensor
         >>> from lightning_cost.metrics import delta_m
@@ -55,7 +55,8 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
     baselines = torch.as_tensor(baselines, dtype=values.dtype, device=values.device)
     if baselines.shape != values.shape[-1:]:
         raise ValueError(
-            f"`baselines` must have one value a metric, shape {tuple(values.shape[-1:])}, got {tuple(baselines.shape)}."
+            f"`baselines` must have one value per metric, shape {tuple(values.shape[-1:])}, "
+            f"got {tuple(baselines.shape)}."
         )
     _check_finite("baselines", baselines)
     if not bool((baselines > 0).all()):
@@ -66,18 +67,18 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
 
 
 def mean_rank(values: Tensor, higher_is_better: Tensor | Sequence[bool]) -> Tensor:
-    """Mean over the metrics of each method's rank among the methods ("MR" in the tables of the COST paper).
+    """The rank of each method among the methods, averaged over the metrics ("MR" in the tables of the COST paper).
 
-    Rank 1 is the best. Methods with equal values share the average of the ranks that they take up. The ranks count no
-    differences: two methods that differ in the last digit rank as far apart as any other neighbors.
+    Rank 1 is the best. Methods with equal values share the average of their ranks. Ranks ignore how large a difference
+    is: two methods that differ in the last digit are as far apart as any other neighbors.
 
     Args:
         values: Shape (methods, metrics).
-        higher_is_better: For each metric whether a higher value is better, shape (metrics,).
+        higher_is_better: For each metric, whether a higher value is better, shape (metrics,).
 
     Returns:
-        Mean ranks between 1 and the number of methods, shape (methods,), in the precision of ``values``, at least
-        single.
+        Mean ranks between 1 and the number of methods, shape (methods,), in the precision of ``values``, single or
+        better.
 
     Raises:
         TypeError: If ``higher_is_better`` holds anything but booleans.
@@ -97,7 +98,7 @@ def mean_rank(values: Tensor, higher_is_better: Tensor | Sequence[bool]) -> Tens
         )
     _check_finite("values", values)
     costs = torch.where(_as_directions(higher_is_better, values), -values, values)
-    # Entry [i, j, k] compares method i with its rival j in metric k.
+    # Entry [i, j, k] compares method i with method j in metric k.
     mine, rival = costs.unsqueeze(1), costs.unsqueeze(0)
     beaten_by = (rival < mine).sum(dim=1, dtype=values.dtype)
     tied_with = (rival == mine).sum(dim=1, dtype=values.dtype)  # itself included
@@ -109,14 +110,16 @@ class DeltaM(NamedAverages):
 
     .. math:: \Delta m\% = \frac{1}{K} \sum_{k=1}^K (-1)^{\delta_k} \frac{M_k - B_k}{B_k} \times 100
 
-    where :math:`M_k` is metric :math:`k` of the multi-task model, :math:`B_k` that of the single-task model and
-    :math:`\delta_k` is 1 if a higher value is better, and 0 otherwise. Lower is better; a negative result says that the
-    multi-task model is, on average, better than the single-task models.
+    where :math:`M_k` is metric :math:`k` of the multi-task model and :math:`B_k` that of the single-task model.
+    :math:`\delta_k` is 1 if a higher value is better, and 0 otherwise. Lower is better. A negative result means that
+    the multi-task model is, on average, better than the single-task models.
 
-    One update holds one evaluation of all metrics, such as a validation epoch; several are averaged for each metric.
-    `torchmetrics.wrappers.Running` averages the last few, as benchmarks that report the mean of the last 10 epochs
-    need. In a distributed run the evaluations of all processes are averaged: update with values of the whole data set
-    (metrics that have been synchronized) where the mean over the shards is something else, as for mIoU.
+    One update takes one evaluation of all metrics, such as that of a validation epoch. Several updates are averaged,
+    metric by metric. Some benchmarks report the mean of the last 10 epochs: use `torchmetrics.wrappers.Running` for
+    that.
+
+    In a distributed run, the evaluations of all processes are averaged. For some metrics, such as mIoU, the mean over
+    the shards is not the value of the whole data set. Synchronize such metrics first, and update with their result.
 
     As input to ``forward`` and ``update`` the metric accepts the following input:
 
@@ -127,15 +130,15 @@ class DeltaM(NamedAverages):
     - ``delta_m`` (`torch.Tensor`): A scalar, in percent
 
     Args:
-        baselines: Positive values of the single-task models, by the name of the metric.
-        higher_is_better: For each metric whether a higher value is better; the same names.
+        baselines: Values of the single-task models by the name of the metric. They must be positive.
+        higher_is_better: For each metric, by the same names, whether a higher value is better.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: If a baseline is not a number or a direction not a boolean; in an update, if a value is not a number.
         ValueError: If the names differ, or a baseline is not positive and finite; in an update, if a value is not
             finite.
-        RuntimeError: If the result is asked for before any update.
+        RuntimeError: In ``compute``, if there was no update yet.
 
     Example:
         >>> from lightning_cost.metrics import DeltaM
@@ -161,7 +164,7 @@ class DeltaM(NamedAverages):
 
         >>> def on_validation_epoch_end(self):
         ...     self.delta_m.update({"miou": self.miou.compute(), "abs_err": self.abs_err.compute()})
-        ...     self.log("val/delta_m", self.delta_m)  # Lightning computes it and resets it every epoch
+        ...     self.log("val/delta_m", self.delta_m)  # Lightning computes and resets it every epoch
     """
 
     is_differentiable = True
@@ -181,19 +184,19 @@ class DeltaM(NamedAverages):
         self._add(0, values)
 
     def compute(self) -> Tensor:
-        """The percentage for the average of all evaluations since the last reset."""
+        """The percentage of the average over all evaluations since the last reset."""
         if not self.counts.item():
             raise RuntimeError("`DeltaM` has nothing to compute: call `update` with the values of the metrics first.")
         return self._as_result(delta_m(self._averages()[0], list(self.baselines.values()), self._directions))
 
 
 class MeanRank(NamedAverages):
-    """Mean over the metrics of each method's rank among the methods ("MR" in the tables of the COST paper).
+    """The rank of each method among the methods, averaged over the metrics ("MR" in the tables of the COST paper).
 
-    Rank 1 is the best, and methods with equal averages share the average of the ranks that they take up. One update
-    holds one evaluation of one method; several, such as seeds, are averaged for each metric before ranking.
+    Rank 1 is the best. Methods with equal averages share the average of their ranks. One update takes one evaluation of
+    one method. Several updates of a method, such as seeds, are averaged metric by metric before the ranking.
 
-    A rank needs all methods at once, so there is no value for a single update: use ``update`` and ``compute``.
+    A rank needs all methods, so a single update has no value. Call ``update`` and ``compute``, not ``forward``.
 
     As input to ``update`` the metric accepts the following input:
 
@@ -205,15 +208,15 @@ class MeanRank(NamedAverages):
     - ``mean_rank`` (`dict`): For each method a scalar `torch.Tensor` between 1 and the number of methods
 
     Args:
-        methods: The names of the methods that are compared.
-        higher_is_better: The metrics, and for each whether a higher value is better.
+        methods: The names of the methods.
+        higher_is_better: For each metric, by name, whether a higher value is better.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: If a direction is not a boolean; in an update, if a value is not a number.
         ValueError: If a method is named twice; in an update, if the method or the names of the metrics are unknown or a
             value is not finite.
-        RuntimeError: If the result is asked for before every method has been updated.
+        RuntimeError: In ``compute``, if a method was not updated yet.
 
     Example:
         >>> from lightning_cost.metrics import MeanRank
@@ -243,7 +246,7 @@ class MeanRank(NamedAverages):
         self._add(self.methods.index(method), values)
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean rank of each method, from its average over all evaluations since the last reset."""
+        """The mean rank of each method, by its average over all evaluations since the last reset."""
         missing = [method for method, count in zip(self.methods, self.counts.tolist(), strict=True) if not count]
         if missing:
             raise RuntimeError(f"`MeanRank` ranks all methods together: call `update` for {missing} first.")
@@ -251,7 +254,7 @@ class MeanRank(NamedAverages):
         return dict(zip(self.methods, ranks, strict=True))
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Not available, because one update holds one method and a rank needs all of them."""
+        """Not available: an update takes one method, and a rank needs all of them."""
         raise NotImplementedError(
             "`MeanRank` has no value for a single update: call `update` for every method, then `compute`."
         )
@@ -263,7 +266,7 @@ def _as_directions(higher_is_better: Tensor | Sequence[bool], values: Tensor) ->
         raise TypeError(f"`higher_is_better` must hold booleans, got {higher_is_better}.")
     if directions.shape != values.shape[-1:]:
         raise ValueError(
-            f"`higher_is_better` must have one boolean a metric, shape {tuple(values.shape[-1:])}, "
+            f"`higher_is_better` must have one boolean per metric, shape {tuple(values.shape[-1:])}, "
             f"got {tuple(directions.shape)}."
         )
     return directions

@@ -1,4 +1,4 @@
-"""Errors of predicted depth, over the pixels whose depth is known."""
+"""Errors of predicted depth, at the pixels whose depth is known."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def depth_error(preds: Tensor, target: Tensor, mask: Tensor | None = None, *, re
     .. math:: \frac{1}{|V|} \sum_{p \in V} |\hat{d}_p - d_p|
         \qquad\text{or}\qquad \frac{1}{|V|} \sum_{p \in V} \frac{|\hat{d}_p - d_p|}{d_p}
 
-    Predictions elsewhere do not matter, even if they are not finite.
+    Predictions at other pixels do not matter, even if they are not finite.
 
     Args:
         preds: Predicted depth :math:`\hat{d}`, of any shape.
-        target: True depth :math:`d`, of the same shape and in the same unit; or inverse depth for both.
-        mask: Booleans of that shape: the pixels to count. Default: those whose ``target`` is positive. A mask for the
-            relative error must not have others, because it divides by them.
+        target: True depth :math:`d`, of the same shape and in the same unit. Both may be inverse depth.
+        mask: The pixels to count, booleans of the same shape. Default: those whose ``target`` is positive. For the
+            relative error, all pixels of the mask must have a positive ``target``, because the error divides by it.
         relative: Whether to divide by the true depth.
 
     Returns:
-        A scalar, in the precision of the arguments, at least single; not a number if no pixel is valid.
+        A scalar in the precision of the arguments, single or better; NaN if no pixel is valid.
 
     Raises:
         TypeError: If ``mask`` does not hold booleans.
@@ -74,26 +74,26 @@ class AbsoluteDepthError(_DepthError):
 
     - ``preds`` (`torch.Tensor`): Predicted depth, of any shape, such as :math:`(B, 1, H, W)`
     - ``target`` (`torch.Tensor`): True depth, of the same shape
-    - ``mask`` (`torch.Tensor`, optional): Booleans of that shape: the pixels to count. Default: those whose ``target``
-      is positive
+    - ``mask`` (`torch.Tensor`, optional): The pixels to count, booleans of the same shape. Default: those whose
+      ``target`` is positive
 
-    Predictions elsewhere do not matter, even if they are not finite. A batch without any valid pixel is skipped, and
-    ``forward`` returns not a number for it.
+    Predictions at other pixels do not matter, even if they are not finite. A batch without valid pixels is skipped, and
+    ``forward`` returns NaN for it.
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``absolute_depth_error`` (`torch.Tensor`): A scalar
 
     Args:
-        average: What the mean is over. ``"pixels"``: all valid pixels, as in LibMTL. ``"batch"``: the mean over the
-            batches of the mean of each, as in the public code of MTAN and of the methods after it; the result depends
-            on the batch size where batches differ in their number of valid pixels.
+        average: ``"pixels"``: the mean over all valid pixels, as in LibMTL. ``"batch"``: the mean of each batch, then
+            the mean over the batches, as in the public code of MTAN and of later methods. This depends on the batch
+            size if batches differ in their number of valid pixels.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: In an update, if ``mask`` does not hold booleans.
         ValueError: If ``average`` is unknown; in an update, if the shapes differ.
-        RuntimeError: If the result is asked for before any valid pixel.
+        RuntimeError: In ``compute``, if there was no valid pixel yet.
 
     Example:
         >>> from torch import tensor
@@ -122,27 +122,27 @@ class RelativeDepthError(_DepthError):
 
     - ``preds`` (`torch.Tensor`): Predicted depth :math:`\hat{d}`, of any shape, such as :math:`(B, 1, H, W)`
     - ``target`` (`torch.Tensor`): True depth :math:`d`, of the same shape
-    - ``mask`` (`torch.Tensor`, optional): Booleans of that shape: the pixels to count, whose depth must be positive.
-      Default: all of these
+    - ``mask`` (`torch.Tensor`, optional): The pixels to count, booleans of the same shape. Their ``target`` must be
+      positive. Default: all pixels whose ``target`` is positive
 
-    Predictions elsewhere do not matter, even if they are not finite. A batch without any valid pixel is skipped, and
-    ``forward`` returns not a number for it.
+    Predictions at other pixels do not matter, even if they are not finite. A batch without valid pixels is skipped, and
+    ``forward`` returns NaN for it.
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``relative_depth_error`` (`torch.Tensor`): A scalar
 
     Args:
-        average: What the mean is over, ``"pixels"`` or ``"batch"``; see `AbsoluteDepthError`.
+        average: ``"pixels"`` or ``"batch"``, see `AbsoluteDepthError`.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: In an update, if ``mask`` does not hold booleans.
         ValueError: If ``average`` is unknown; in an update, if the shapes differ.
-        RuntimeError: If the result is asked for before any valid pixel.
+        RuntimeError: In ``compute``, if there was no valid pixel yet.
 
     Example:
-        Both errors in one collection, which sums them up once:
+        In a collection, both errors share their work:
 
         >>> from torch import tensor
         >>> from torchmetrics import MetricCollection
@@ -160,7 +160,7 @@ class RelativeDepthError(_DepthError):
 def _error_sums(preds: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
     check_shapes(preds, target, mask, target.shape)
     valid = target > 0 if mask is None else mask
-    # Zeros are put in before the difference is used, so that no gradient is not a number either.
+    # The zeros must replace the difference before `abs`. Later, the gradient of an invalid pixel would be NaN.
     error = torch.where(valid, at_least_single(preds) - at_least_single(target), 0).abs()
     dtype = state_dtype(error.device)
     sums = {"absolute": error, "relative": error / torch.where(valid, target, 1)}

@@ -1,4 +1,4 @@
-"""Angles between predicted and true surface normals, over the pixels whose normal is known."""
+"""Angles between predicted and true surface normals, at the pixels whose normal is known."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _BINS_PER_DEGREE = 100
 def normal_angles(preds: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Angles between predicted and true surface normals at the valid pixels, in degrees.
 
-    Neither has to be of unit length. A prediction of length zero has no direction and is taken to be 90 degrees off.
-    Predictions elsewhere do not matter, even if they are not finite.
+    Normals need not have unit length. A prediction of length zero has no direction, and counts as 90 degrees off.
+    Predictions at other pixels do not matter, even if they are not finite.
 
-    The angle is ``2 atan2(|a - b|, |a + b|)`` for unit vectors ``a`` and ``b``. Unlike the arc cosine of their product,
-    which single precision rounds to multiples of 0.02 degrees near zero, it is exact at every angle and never out of
-    range.
+    The angle is ``2 atan2(|a - b|, |a + b|)`` for unit vectors ``a`` and ``b``. This is exact at every angle. The arc
+    cosine of their product is not: near zero, single precision rounds it to multiples of 0.02 degrees, and it can be
+    out of range.
 
     Args:
         preds: Predicted normals, shape :math:`(B, 3, \ldots)`.
-        target: True normals, of the same shape; all zero where there is none.
-        mask: Booleans of shape :math:`(B, \ldots)`: the pixels to count. Default: those whose true normal is not zero.
+        target: True normals, of the same shape; all zero where the normal is unknown.
+        mask: The pixels to count, booleans of shape :math:`(B, \ldots)`. Default: those whose true normal is not zero.
 
     Returns:
-        Angles from 0 to 180, shape (number of valid pixels,), at least in single precision.
+        Angles from 0 to 180, shape (number of valid pixels,), in single precision or better.
 
     Raises:
         TypeError: If ``mask`` does not hold booleans.
@@ -79,13 +79,13 @@ class _NormalAngles(PixelMetric):
         self._add_batch(
             torch.tensor(pixels, device=angles.device),
             angle=angles.sum(dtype=self.angle.dtype),
-            # Of an even number of angles the median is the mean of the two in the middle, as in numpy.
+            # As in NumPy, the median of an even number of angles is the mean of the two in the middle.
             median=pixels * (ordered[(pixels - 1) // 2] + ordered[pixels // 2]) / 2,
             histogram=torch.bincount(bins, minlength=len(self.histogram)),
         )
 
     def _checked(self, value: Tensor) -> Tensor:
-        # A prediction that is not a number is in some bin of the histogram, but has to show in every result.
+        # The histogram hides a NaN in some bin, but a prediction that is NaN must show in every result.
         return self._as_result(value + 0 * self._mean("angle"))
 
 
@@ -95,27 +95,27 @@ class MeanNormalAngle(_NormalAngles):
     As input to ``forward`` and ``update`` the metric accepts the following input:
 
     - ``preds`` (`torch.Tensor`): Predicted normals of any length, shape :math:`(B, 3, H, W)`
-    - ``target`` (`torch.Tensor`): True normals, of the same shape; all zero where there is none
-    - ``mask`` (`torch.Tensor`, optional): Booleans of shape :math:`(B, H, W)`: the pixels to count. Default: those
+    - ``target`` (`torch.Tensor`): True normals, of the same shape; all zero where the normal is unknown
+    - ``mask`` (`torch.Tensor`, optional): The pixels to count, booleans of shape :math:`(B, H, W)`. Default: those
       whose true normal is not zero
 
-    Predictions elsewhere do not matter, even if they are not finite. A batch without any valid pixel is skipped, and
-    ``forward`` returns not a number for it.
+    Predictions at other pixels do not matter, even if they are not finite. A batch without valid pixels is skipped, and
+    ``forward`` returns NaN for it.
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``mean_normal_angle`` (`torch.Tensor`): A scalar
 
     Args:
-        average: What the mean is over. ``"pixels"``: all valid pixels, as in LibMTL. ``"batch"``: the mean over the
-            batches of the mean of each, as in the public code of MTAN and of the methods after it; the result depends
-            on the batch size where batches differ in their number of valid pixels.
+        average: ``"pixels"``: the mean over all valid pixels, as in LibMTL. ``"batch"``: the mean of each batch, then
+            the mean over the batches, as in the public code of MTAN and of later methods. This depends on the batch
+            size if batches differ in their number of valid pixels.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: In an update, if ``mask`` does not hold booleans.
         ValueError: If ``average`` is unknown; in an update, if a shape does not fit.
-        RuntimeError: If the result is asked for before any valid pixel.
+        RuntimeError: In ``compute``, if there was no valid pixel yet.
 
     Example:
         >>> from torch import tensor
@@ -137,22 +137,24 @@ class MeanNormalAngle(_NormalAngles):
 class MedianNormalAngle(_NormalAngles):
     """Median angle between predicted and true surface normals over the valid pixels, in degrees.
 
-    Input and ``average`` are those of `MeanNormalAngle`. With ``average="batch"`` the result is the mean of the medians
-    of the batches, each exact. The median of all pixels is taken from a histogram of the angles, which needs the same
-    memory for any number of pixels and adds up over processes: it is at most 0.005 degrees off.
+    The input is that of `MeanNormalAngle`.
+
+    With ``average="pixels"``, the median comes from a histogram of the angles, so it is up to 0.005 degrees off. The
+    histogram needs the same memory for any number of pixels, and can be added over processes. With ``average="batch"``,
+    the result is the mean of the exact medians of the batches.
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``median_normal_angle`` (`torch.Tensor`): A scalar
 
     Args:
-        average: What the median is of, ``"pixels"`` or ``"batch"``.
+        average: ``"pixels"``: the median of all valid pixels. ``"batch"``: the mean of the medians of the batches.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: In an update, if ``mask`` does not hold booleans.
         ValueError: If ``average`` is unknown; in an update, if a shape does not fit.
-        RuntimeError: If the result is asked for before any valid pixel.
+        RuntimeError: In ``compute``, if there was no valid pixel yet.
 
     Example:
         >>> from torch import tensor
@@ -167,10 +169,10 @@ class MedianNormalAngle(_NormalAngles):
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """The median of all pixels, or the mean median of the batches, since the last reset."""
+        """The median of all pixels, or the mean of the medians of the batches, since the last reset."""
         if self.average == "batch":
             return self._checked(self._mean("median"))
-        # Integers, because no GPU adds up floating point numbers in a fixed order.
+        # Integers: on a GPU, the order in which floats are added, and so the sum, differs from call to call.
         pixels: Tensor = getattr(self, self._count).long()
         middle = torch.stack([(pixels + 1) // 2, pixels // 2 + 1])
         bins = torch.searchsorted(self.histogram.long().cumsum(dim=0), middle)
@@ -178,26 +180,26 @@ class MedianNormalAngle(_NormalAngles):
 
 
 class NormalsWithin(_NormalAngles):
-    """Fraction of the valid pixels whose predicted surface normal is less than an angle off the true one.
+    """Fraction of the valid pixels whose predicted surface normal is off by less than an angle.
 
-    Input and ``average`` are those of `MeanNormalAngle`.
+    The input is that of `MeanNormalAngle`.
 
     As output of ``forward`` and ``compute`` the metric returns the following output:
 
     - ``normals_within`` (`torch.Tensor`): A scalar between 0 and 1
 
     Args:
-        degrees: The angle; a multiple of 0.01 degrees up to 180. Benchmarks report 11.25, 22.5 and 30.
-        average: What the fraction is of, ``"pixels"``; or ``"batch"``, the mean of the fractions of the batches.
+        degrees: The angle, a multiple of 0.01 degrees up to 180. Benchmarks report 11.25, 22.5 and 30.
+        average: ``"pixels"``: the fraction of all valid pixels. ``"batch"``: the mean of the fractions of the batches.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
 
     Raises:
         TypeError: In an update, if ``mask`` does not hold booleans.
-        ValueError: If ``degrees`` or ``average`` is not one of these; in an update, if a shape does not fit.
-        RuntimeError: If the result is asked for before any valid pixel.
+        ValueError: If ``degrees`` is out of range or ``average`` is unknown; in an update, if a shape does not fit.
+        RuntimeError: In ``compute``, if there was no valid pixel yet.
 
     Example:
-        A collection shares the work of its metrics:
+        In a collection, the metrics share their work:
 
         >>> from torch import tensor
         >>> from torchmetrics import MetricCollection

@@ -1,4 +1,4 @@
-"""Metrics of the valid pixels of images: averaged over all of them, or batch by batch as in published tables."""
+"""Metrics of the valid pixels of images, averaged over all of them or batch by batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Average = Literal["pixels", "batch"]
 
 
 class PixelMetric(PreciseMetric):
-    """A metric of quantities that are averaged over valid pixels.
+    """A metric that averages quantities over valid pixels.
 
-    Metrics of one family keep the same sums, each for all of them: in a `torchmetrics.MetricCollection` the sums are
-    then taken once. It tells states that may be shared from others by their names and by their values after the first
-    batch, which may well be zeros for all; hence the number that is divided by is named after what it counts.
+    Related metrics keep the same sums, even those that only another of them uses. So a `torchmetrics.MetricCollection`
+    computes the sums once. It shares states that have the same names, and the same values after the first batch. If a
+    first batch has no valid pixel, all values are zero. Therefore the name of the count says what it counts, pixels or
+    batches.
 
     Args:
-        average: ``"pixels"``: every valid pixel counts the same. ``"batch"``: every batch does.
+        average: ``"pixels"``: every valid pixel counts the same. ``"batch"``: every batch counts the same.
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
     """
 
@@ -36,7 +37,7 @@ class PixelMetric(PreciseMetric):
         self._is_batch_value = False
 
     def _add_batch(self, pixels: Tensor, **sums: Tensor) -> None:
-        """Add sums over the valid pixels of a batch, of which there may be none."""
+        """Add sums over the valid pixels of a batch. There may be none."""
         count = getattr(self, self._count)
         pixels = pixels.to(count)
         share = torch.ones_like(pixels) if self.average == "pixels" else 1 / pixels.clamp(min=1)
@@ -50,7 +51,8 @@ class PixelMetric(PreciseMetric):
         count: Tensor = getattr(self, self._count)
         if not self._is_batch_value and not count.item():
             raise RuntimeError(
-                f"`{type(self).__name__}` has nothing to compute: no pixel of any batch since the last reset was valid."
+                f"`{type(self).__name__}` has nothing to compute: no pixel was valid since the last reset. Call"
+                " `update` with valid pixels first."
             )
         mean: Tensor = getattr(self, name) / count
         return mean
@@ -59,7 +61,7 @@ class PixelMetric(PreciseMetric):
         """Add a batch.
 
         Returns:
-            The value of this batch; not a number if it has no valid pixel.
+            The value of this batch; NaN if it has no valid pixel.
         """
         self._is_batch_value = True
         try:
@@ -75,7 +77,7 @@ def check_shapes(preds: Tensor, target: Tensor, mask: Tensor | None, mask_shape:
         preds: The predictions.
         target: What they are compared with, of the same shape.
         mask: Booleans of shape `mask_shape`, if there is a mask.
-        mask_shape: One element a pixel.
+        mask_shape: The shape with one element per pixel.
 
     Raises:
         TypeError: If the mask does not hold booleans.
@@ -90,4 +92,4 @@ def check_shapes(preds: Tensor, target: Tensor, mask: Tensor | None, mask_shape:
     if mask.dtype != torch.bool:
         raise TypeError(f"`mask` must hold booleans, got {mask.dtype}.")
     if mask.shape != mask_shape:
-        raise ValueError(f"`mask` must have shape {tuple(mask_shape)}, one element a pixel, got {tuple(mask.shape)}.")
+        raise ValueError(f"`mask` must have shape {tuple(mask_shape)}, one element per pixel, got {tuple(mask.shape)}.")

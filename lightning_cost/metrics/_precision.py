@@ -1,4 +1,4 @@
-"""Metrics whose sums are not rounded to the precision of the model."""
+"""Metrics that keep their sums in double precision."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ __all__ = ["PreciseMetric", "at_least_single", "state_dtype"]
 
 
 class PreciseMetric(Metric):
-    """A metric of sums, which are added up over all processes.
+    """A metric whose states are sums, which are added over all processes.
 
-    They are kept in double precision on every device that has it, whatever precision the model is cast to: a bfloat16
-    sum of ten mIoUs near 75 is a multiple of 4, and methods differ by less; and a float32 stops counting pixels at 16.8
-    million.
+    The sums stay in double precision on every device that has it, even if you cast the model. In bfloat16, a sum of ten
+    mIoUs near 75 is a multiple of 4, but methods differ by less. In float32, a count of pixels stops at 16.8 million.
 
     Args:
         **kwargs: Arguments of every metric, see `torchmetrics.Metric`.
@@ -27,9 +26,10 @@ class PreciseMetric(Metric):
     full_state_update = False
 
     def _add_sum(self, name: str, *shape: int) -> None:
-        """Declare a state of this shape that starts from zero; updates assign it anew.
+        """Add a state of this shape that starts at zero.
 
-        In place they would fail: after a reset within validation the states are inference tensors.
+        Updates must assign a new tensor to it, not write in place. After a reset within validation, the states are
+        inference tensors, and writing into them fails.
         """
         self.add_state(name, torch.zeros(shape, dtype=state_dtype(self.device)), dist_reduce_fx="sum")
 
@@ -47,11 +47,11 @@ class PreciseMetric(Metric):
 
 
 def at_least_single(values: Tensor) -> Tensor:
-    """Integers and numbers of half precision in single precision, others as they are."""
+    """Convert integers and half precision to single precision, and keep other types."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def state_dtype(device: torch.device) -> torch.dtype:
-    """The precision of sums on a device."""
-    # Metal has no double precision; moving a float64 tensor there is an error.
+    """The type of sums on a device."""
+    # Metal has no double precision. Moving a float64 tensor there raises an error.
     return torch.float32 if device.type == "mps" else torch.float64
