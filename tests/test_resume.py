@@ -88,7 +88,7 @@ def test_no_method_that_remembers_is_forgotten() -> None:
     assert stateful <= resumed | refused
 
 
-KILLED = ("level set", "penalty, sharpness", "accumulation, 3 batches")
+KILLED = ("level set", "penalty, sharpness", "accumulation, momentum history")
 
 
 def test_resume_of_a_process_that_was_killed_after_a_teleport(tmp_path: Path, uninterrupted: Baseline) -> None:
@@ -124,7 +124,7 @@ def test_resume_in_an_accumulation_window_does_what_lightning_does(method: str, 
 
 
 def test_the_checkpoint_is_plain(uninterrupted: Baseline) -> None:
-    _, _, callback, saver = uninterrupted("3 batches", "UPGrad")
+    _, _, callback, saver = uninterrupted("momentum history", "UPGrad")
     checkpoint = torch.load(saver.path(BATCHES), weights_only=True)
     assert set(checkpoint["state_dict"]) == set(PlainNet().state_dict())
     PlainNet().load_state_dict(checkpoint["state_dict"])
