@@ -84,9 +84,8 @@ CALLBACKS: dict[str, Factory] = {
     "history momentum": _cost(history="momentum"),
     "history paper": _cost(history="paper"),
     "history reset": _cost(history="reset"),
-    # Rank, batches, interval.
+    # Rank and interval.
     **{f"rank {rank}": _cost(adapter=LoraConfig(r=rank)) for rank in (1, 2, 10)},
-    **{f"{count} batches": _cost(num_batches=count) for count in (2, 4)},
     **{f"every {interval} steps": _cost(check_every_n_steps=interval) for interval in (2, 4, 8)},
     "every 2 steps, random direction": _cost(check_every_n_steps=2, objective=RandomDirection()),
     "every 2 steps, reversed direction": _cost(check_every_n_steps=2, objective=Reversed(ConflictAlignment())),

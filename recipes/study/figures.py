@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lightning_cost.plots import Curves, before_after, intervals, learning_curves
-from recipes.common.compare import SINGLE_TASK, Variant
+from lightning_cost.plots import before_after
+from recipes.common.compare import Variant
 from recipes.common.training import Measured
-from recipes.study.statistics import Change, Curve, RowSummary, Split
+from recipes.study.plots import Curves, intervals, learning_curves
+from recipes.study.statistics import Change, Curve, RowSummary
 
 __all__ = ["draw"]
 
 _POINTS = 40
-_LOOKS_A_SPAN = 5
+_LOOKS_PER_SPAN = 5
 _LINEAR_UP_TO = 100.0
-_SHOWN = 4
+_MOST_ROWS = 4
 
 
 def draw(
@@ -26,76 +27,64 @@ def draw(
     curves: Mapping[Variant, Mapping[int, Curve]],
     summaries: Sequence[RowSummary],
     folder: Path,
-    split: Split,
+    label: str,
 ) -> Iterator[tuple[str, Path]]:
     """Write the figures of one problem.
 
     Args:
-        stem: Of the files' names.
+        stem: Beginning of the file names.
         by_variant: The runs of the problem, see `group`.
         curves: Their Δm%, see `delta_m_curves`.
         summaries: Their summaries.
         folder: Where to write.
-        split: Which split the curves are of.
+        label: What the curves show.
 
     Yields:
         What a figure shows, and its file.
     """
-    methods = list(dict.fromkeys(variant.method for variant in curves))
-    by_method = {method: {v: c for v, c in curves.items() if v.method == method} for method in methods}
-    label = f"{split} Δm%"
     highest = max(float(curve.values.max()) for of_seeds in curves.values() for curve in of_seeds.values())
     limit = _LINEAR_UP_TO if highest > _LINEAR_UP_TO else None
 
+    def panels(make: Callable[[Variant], Curves]) -> dict[str, dict[str, Curves]]:
+        """One panel per method."""
+        by_method: dict[str, dict[str, Curves]] = {}
+        for variant in curves:
+            by_method.setdefault(variant.method, {})[variant.callback or "without"] = make(variant)
+        return by_method
+
     path = folder / f"{stem}_curves_steps.png"
-    panels = {
-        method: {_label(variant): _over_steps(list(of_seeds.values())) for variant, of_seeds in variants.items()}
-        for method, variants in by_method.items()
-    }
-    learning_curves(panels, label, logarithmic_above=limit).savefig(path)
+    over_steps = panels(lambda variant: _over_steps(list(curves[variant].values())))
+    learning_curves(over_steps, label, logarithmic_above=limit).savefig(path)
     yield "Δm% against optimizer steps, mean and range over the seeds", path
 
     path = folder / f"{stem}_curves_time.png"
-    panels = {
-        method: {_label(variant): _over_time(list(of_seeds.values())) for variant, of_seeds in variants.items()}
-        for method, variants in by_method.items()
-    }
-    learning_curves(panels, label, logarithmic_above=limit, xlabel="CPU time of training, s").savefig(path)
+    over_time = panels(lambda variant: _over_time(list(curves[variant].values())))
+    learning_curves(over_time, label, logarithmic_above=limit, xlabel="CPU time of training, s").savefig(path)
     yield "Δm% against training time (Fig. 11)", path
 
-    changed = [summary for summary in summaries if summary.same_steps is not None]
-    if changed:
+    if any(summary.same_steps for summary in summaries):
         path = folder / f"{stem}_changes.png"
-        intervals(
-            {
-                "at equal steps": {str(s.variant): _ends(s.same_steps) for s in changed},
-                "at equal time": {str(s.variant): _ends(s.same_time) for s in changed},
-            },
-            f"change of {label}",
-        ).savefig(path)
+        changes = {
+            "at equal steps": {str(s.variant): _ends(s.same_steps) for s in summaries if s.same_steps},
+            "at equal time": {str(s.variant): _ends(s.same_time) for s in summaries if s.same_time},
+        }
+        intervals(changes, f"change of {label}").savefig(path)
         yield "paired changes with their 95% intervals", path
 
     path = folder / f"{stem}_conflict.png"
-    panels = {
-        method: {_label(variant): _conflict_share(list(by_variant[variant].values())) for variant in variants}
-        for method, variants in by_method.items()
-    }
-    learning_curves(panels, "share of conflicting steps").savefig(path)
+    shares = panels(lambda variant: _conflict_share(list(by_variant[variant].values())))
+    learning_curves(shares, "share of conflicting steps").savefig(path)
     yield "share of conflicting steps along training (Fig. 5a)", path
 
-    moved = {
-        str(variant): next(iter(runs.values())).reports
-        for variant, runs in by_variant.items()
-        if variant.method != SINGLE_TASK and any(report.accepted for report in next(iter(runs.values())).reports)
-    }
+    first_seeds = {str(variant): next(iter(by_variant[variant].values())).reports for variant in curves}
+    moved = [title for title, reports in first_seeds.items() if any(report.accepted for report in reports)]
     if moved:
         path = folder / f"{stem}_before_after.png"
-        before_after(dict(list(moved.items())[:_SHOWN])).savefig(path)
-        yield f"cosines and gradient norms before and after teleports, first seed, {_SHOWN} rows at most (Fig. 8)", path
-
-
-def _label(variant: Variant) -> str:
-    return variant.callback or "without"
+        before_after({title: first_seeds[title] for title in moved[:_MOST_ROWS]}).savefig(path)
+        yield (
+            f"cosines and gradient norms before and after teleports, first seed, at most {_MOST_ROWS} rows (Fig. 8)",
+            path,
+        )
 
 
 def _over_steps(curves: Sequence[Curve]) -> Curves:
@@ -111,9 +100,9 @@ def _over_time(curves: Sequence[Curve]) -> Curves:
 
 
 def _conflict_share(runs: Sequence[Measured]) -> Curves:
-    """Shares over spans of the training, each wide enough to hold some of the steps that were looked at."""
+    """Shares over spans of the training. Each span is wide enough for some of the steps that were looked at."""
     count = min(len(run.looks) for run in runs)
-    spans = min(max(1, count // _LOOKS_A_SPAN), _POINTS)
+    spans = min(max(1, count // _LOOKS_PER_SPAN), _POINTS)
     edges = np.linspace(0, min(run.steps for run in runs), spans + 1)
     shares = []
     for run in runs:
@@ -123,6 +112,5 @@ def _conflict_share(runs: Sequence[Measured]) -> Curves:
     return Curves(list((edges[:-1] + edges[1:]) / 2), shares)
 
 
-def _ends(change: Change | None) -> tuple[float, float, float]:
-    assert change is not None
+def _ends(change: Change) -> tuple[float, float, float]:
     return change.mean, change.low, change.high

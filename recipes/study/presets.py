@@ -70,7 +70,6 @@ PRESETS: dict[str, Preset] = {
         grid(["LS"], ["COST", "history momentum", "history paper", "history reset"]),
     ),
     "rank": Preset("How large an adapter?", grid(["LS"], ["rank 1", "rank 2", "COST", "rank 10", "full rank"])),
-    "batches": Preset("How many batches?", grid(["LS"], ["COST", "2 batches", "4 batches"])),
     "interval": Preset(
         "How often?",
         grid(["LS", "UPGrad"], ["COST", "every 2 steps", "every 4 steps", "every 8 steps", "once an epoch"]),
