@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
+from scipy.stats import t as student_t
 
 from lightning_cost.plots import ConflictTrace, conflict_against_loss, teleport_trace
 from recipes.common.compare import Variant
@@ -25,19 +26,32 @@ _SEARCHES = {
     "COST": "default: level set, conflict objective",
 }
 _CAPTION = """\
-**What these numbers do not show.** Three seeds are few: a 95% interval of their mean is 4.3 standard errors wide to each
-side (Student's t), so a smaller change may well be chance, and of six changes one can look large by chance. The seeds vary
-the initial weights and the order of the batches, but not the images. All methods take the same number of *steps*, which is
-not the same time. The steps are few, so that the demo ends within minutes: the networks are far from converged, and with
-more steps the differences may grow, shrink or turn. No model is selected on the test digits. But they are not new to COST:
-the prototype that led to its defaults was judged on them. The problems were not drawn at random: the narrow, imbalanced one
-is here because that prototype saw a gain by COST on it, the balanced one because it saw none. Neither proves anything about
-other problems."""
+**What these numbers do not show.** {spread} Of six changes, one can look large by chance. The seeds vary the initial
+weights and the order of the batches, but not the images.
+
+All methods take the same number of *steps*, which is not the same time. The steps are few, so that the demo ends within
+minutes: the networks are far from converged. With more steps the differences may grow, shrink or turn.
+
+No model is selected on the test digits. But they are not new to COST: the prototype that led to its defaults was judged
+on them. The problems were not drawn at random: the narrow, imbalanced one is here because that prototype saw a gain by
+COST on it, the balanced one because it saw none. Neither proves anything about other problems."""
+
+
+def _spread(count: int) -> str:
+    """How far a change over that many seeds can be trusted."""
+    if count == 1:
+        return "One seed has no standard error and shows no difference between methods."
+    errors = f"{student_t.ppf(0.975, count - 1):.1f} standard errors"
+    return (
+        f"A 95% interval of a mean over {count} seeds is {errors} wide to each side (Student's t), so a smaller change"
+        " may well be chance."
+    )
 
 
 def _conclude(study: Study, console: Console) -> Iterator[tuple[str, Path]]:
     """Draw single teleports by three searches (Fig. 5b), and conflict along training (Fig. 3)."""
-    console.print(Markdown(_CAPTION))
+    console.print()
+    console.print(Markdown(_CAPTION.format(spread=_spread(len(study.seeds)))))
     seed, store = study.seeds[0], study.store
     runs = {(spec.problem, spec.variant): store.load(spec).measured for spec in study.specs if spec.seed == seed}
     narrow = study.rows[0].problem

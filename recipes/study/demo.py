@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from recipes.common.command import at_least, exit_status, make_console, print_files
-from recipes.study.presets import grid
+from recipes.common.command import add_run_options, exit_status, make_console, print_files
+from recipes.study.presets import Preset
 from recipes.study.problem import find_problem
 from recipes.study.study import INTERRUPTED, Study
 
@@ -64,9 +64,10 @@ class Demo:
     def _compare(self, options: argparse.Namespace, console: Console) -> None:
         began = time.perf_counter()
         problems = self.problems.values() if options.quick else self.problems
-        rows = [row for problem in problems for row in grid(self.methods, ["COST"])(problem)]
+        preset = Preset(f"{self.description}: test metrics", self.methods, ["COST"])
+        rows = [row for problem in problems for row in preset.rows(problem)]
         seeds = range(1 if options.quick else options.seeds)
-        study = Study(rows, options.output, seeds, options.epochs, f"{self.description}: test metrics")
+        study = Study(rows, options.output, seeds, options.epochs, preset.title)
         study.run(options.jobs, console)
         results = study.results("test")
         written = list(results.write(options.output, self.name))
@@ -77,13 +78,8 @@ class Demo:
 
     def _parse(self, args: Sequence[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=f"{self.description}.")
-        epochs, output = [find_problem(name).epochs for name in self.problems], Path(f"{self.name}_output")
-        parser.add_argument("--epochs", type=at_least(1), help=f"default: {' and '.join(map(str, epochs))}")
-        parser.add_argument(
-            "--seeds", type=at_least(1), default=self.seeds, help="number of seeds; default: %(default)s"
-        )
-        parser.add_argument("--output", type=Path, default=output, help="folder; default: %(default)s")
-        jobs = min(2, os.cpu_count() or 1)
-        parser.add_argument("--jobs", type=at_least(1), default=jobs, help="runs at a time; default: %(default)s")
+        epochs = " and ".join(str(find_problem(name).epochs) for name in self.problems)
+        jobs, output = min(2, os.cpu_count() or 1), f"{self.name}_output"
+        add_run_options(parser, seeds=self.seeds, epochs=epochs, output=output, jobs=jobs)
         parser.add_argument("--quick", action="store_true", help=f"check that it runs: one seed, {self.quick}")
         return parser.parse_args(args)

@@ -82,7 +82,7 @@ def draw(
         path = folder / f"{stem}_before_after.png"
         before_after({title: first_seeds[title] for title in moved[:_MOST_ROWS]}).savefig(path)
         yield (
-            f"cosines and gradient norms before and after teleports, first seed, at most {_MOST_ROWS} rows (Fig. 8)",
+            f"cosines and gradient norms before and after teleports, first seed, {_MOST_ROWS} rows at most (Fig. 8)",
             path,
         )
 

@@ -76,7 +76,8 @@ def learning_curves(
     for ax, (title, variants) in zip(axes, panels.items(), strict=True):
         for variant, curves in variants.items():
             values = np.asarray(curves.values, dtype=float)
-            (line,) = ax.plot(curves.steps, values.mean(axis=0), linewidth=1.8, label=variant)
+            marker = "o" if len(curves.steps) == 1 else None
+            (line,) = ax.plot(curves.steps, values.mean(axis=0), linewidth=1.8, marker=marker, label=variant)
             low, high = values.min(axis=0), values.max(axis=0)
             ax.fill_between(curves.steps, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
         if logarithmic_above is not None:
@@ -84,7 +85,7 @@ def learning_curves(
             ax.yaxis.set_major_locator(SymmetricalLogLocator(linthresh=logarithmic_above, base=10, subs=[1, 2, 5]))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.set_title(title)
-        ax.legend(loc="upper right")
+        ax.legend()
     return figure
 
 

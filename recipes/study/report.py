@@ -18,14 +18,17 @@ __all__ = ["CAPTION", "markdown_table", "run_row", "summary_row", "write_csv"]
 
 CAPTION = """\
 Δm% is the mean relative loss of the metrics against single-task networks, ± one standard error over the seeds; lower is
-better. The standard error of the single-task means is left out. A change is Δm% with the callback minus Δm% without it,
-paired by seed (same initial weights, same batches); negative is better. It comes with its bootstrap 95% interval, or with
-± one standard error for fewer than four seeds, and with the number of seeds that gain. *Equal steps* compares after the
-same number of optimizer steps, *equal time* after the same CPU time of training, both at the end of the shorter run of the
-pair. An interval that excludes 0 is in bold. If the learning rate has a schedule, a slower run has seen less of it at
-equal time. Mean rank: over the metrics, among the rows of methods; 1 is the best. Conflict: share of the steps in which
-the task with the smallest gradient opposes the mean gradient (Eq. 3), before any teleport. Teleports: accepted of tried,
-in all seeds. Time: CPU time of a step relative to the method without the callback."""
+better. The standard error of the single-task means is left out.
+
+A change is Δm% with the callback minus Δm% without it, paired by seed (same initial weights, same batches); negative is
+better. It comes with its bootstrap 95% interval, or with ± one standard error for fewer than four seeds, and with the
+number of seeds that gain. An interval that excludes 0 is in bold. *Equal steps* compares after the same number of
+optimizer steps, *equal time* after the same CPU time of training, both at the end of the shorter run of the pair. If
+the learning rate has a schedule, a slower run has seen less of it at equal time.
+
+Mean rank: over the metrics, among the rows of methods; 1 is the best. Conflict: share of the steps in which the task
+with the smallest gradient opposes the mean gradient (Eq. 3), before any teleport. Teleports: accepted of tried, in all
+seeds. Time: CPU time of a step relative to the method without the callback."""
 
 
 def markdown_table(problem: Problem, singles: Mapping[str, Estimate], summaries: Sequence[RowSummary]) -> str:
