@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BatchLoader", "BatchSampler", "SampledLoader", "TensorLoader"]
+__all__ = ["BatchLoader", "BatchSampler", "SampledLoader"]
 
 
 class BatchSampler:
@@ -144,15 +144,3 @@ class BatchLoader(SampledLoader):
 
     def __iter__(self) -> Iterator[Any]:
         return map(self.fetch, self.sampler)
-
-
-class TensorLoader(BatchLoader):
-    """Serves dicts of tensors.
-
-    Args:
-        tensors: Name to tensor, with the examples along the first dimension.
-        sampler: See `SampledLoader`.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], sampler: BatchSampler) -> None:
-        super().__init__(lambda index: {name: tensor[index] for name, tensor in tensors.items()}, sampler)

@@ -32,10 +32,10 @@ def run_all(
     If a run fails, on Ctrl-C, or if the iteration is stopped, all workers are killed and no other run starts.
 
     Args:
-        function: Can be pickled, as its argument and its result.
+        function: A function that can be pickled, like its argument and its result.
         specs: Name of the run to its specification, in the order in which to start.
         jobs: Number of processes.
-        prepare: Called in each process before its first run. Can be pickled.
+        prepare: Called in each process before its first run. It must be possible to pickle it.
 
     Yields:
         Name and result of each run, in the order in which they finish.

@@ -33,13 +33,7 @@ _CHATTER = (
 
 @dataclass(frozen=True)
 class Look:
-    """One training step, before any teleport.
-
-    Attributes:
-        step: Optimizer steps taken before it.
-        losses: Task to its loss on the batch.
-        conflict: Whether the task gradients conflict (Eq. 3).
-    """
+    """A training step before any teleport: its number, the task losses, and whether the gradients conflict (Eq. 3)."""
 
     step: int
     losses: dict[str, float]
@@ -48,13 +42,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics after a number of optimizer steps.
-
-    Attributes:
-        step: Optimizer steps taken.
-        metrics: Name to value.
-        seconds: CPU time of training so far, without evaluations.
-    """
+    """Metrics after a number of optimizer steps, and the CPU time of training so far, without evaluations."""
 
     step: int
     metrics: dict[str, float]
@@ -121,14 +109,12 @@ class Recorder(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
         self._train_began, self._evaluating, self._ended = time.process_time(), 0.0, None
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Request the task gradients if the step is due."""
         self._batch_began = time.process_time()
         self._due = self.every is not None and trainer.global_step % self.every == 0
         if self._due:
@@ -137,7 +123,6 @@ class Recorder(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Record the losses and the conflict of the step."""
         if self._due:
             assert isinstance(pl_module, MultiTaskMixin)
             gradients, logged = pl_module.task_gradients, trainer.callback_metrics
@@ -149,23 +134,20 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Record how long the step took."""
         self._seconds[self._due] += time.process_time() - self._batch_began
         self._batches[self._due] += 1
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock."""
         self._ended = time.process_time()
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Pause the clock."""
         self._paused = time.process_time() if self._ended is None else self._ended
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the metrics, including those that the module logs at the end of the epoch, and resume the clock."""
+        # The module has logged its metrics of the whole epoch by now.
         seconds = self._paused - self._train_began - self._evaluating - self._extra_seconds()
         self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/"), seconds))
         if self.keep_weights:

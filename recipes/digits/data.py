@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from recipes.common.loader import BatchSampler, TensorLoader
+from recipes.common.loader import BatchLoader, BatchSampler
 from recipes.digits.tasks import Digits, chosen_tasks
 
 __all__ = ["DigitsDataModule", "make_pairs", "source_digits"]
@@ -113,19 +113,20 @@ class DigitsDataModule(L.LightningDataModule):
         """Draw the pairs of all splits, which takes milliseconds."""
         self.pairs = {split: make_pairs(split, num, self.seed, self.tasks) for split, num in self.sizes.items()}
 
-    def train_dataloader(self) -> TensorLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled training batches."""
         return self._loader("train", self.shuffle_seed)
 
-    def val_dataloader(self) -> TensorLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Validation batches."""
         return self._loader("val", None)
 
-    def test_dataloader(self) -> TensorLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Test batches."""
         return self._loader("test", None)
 
-    def _loader(self, split: Split, shuffle_seed: int | None) -> TensorLoader:
+    def _loader(self, split: Split, shuffle_seed: int | None) -> BatchLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = BatchSampler(self.sizes[split], self.batch_size, shuffle_seed, rank, world_size)
-        return TensorLoader(self.pairs[split], sampler)
+        pairs = self.pairs[split]
+        return BatchLoader(lambda index: {name: tensor[index] for name, tensor in pairs.items()}, sampler)

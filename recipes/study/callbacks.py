@@ -108,12 +108,12 @@ CALLBACKS: dict[str, Factory] = {
 
 
 def make_callback(name: str, problem: Problem, seed: int) -> SymmetryTeleportCallback:
-    """Make a fresh callback.
+    """Make a fresh callback for a problem and for the seed of a run.
 
     Args:
-        name: One of `CALLBACKS`, or `package.module:NAME` of a function of a problem and a seed that returns one.
+        name: One of `CALLBACKS`, or `package.module:NAME` of a function of a problem and a seed.
         problem: The problem.
-        seed: The seed of the run, for the random numbers of the search.
+        seed: Seed of the random numbers of the search.
 
     Raises:
         ValueError: If there is no such callback, or it does not fit the problem.

@@ -36,11 +36,7 @@ class EpochTeleportCallback(SymmetryTeleportCallback):
 
 
 class SmoothedTrigger:
-    """The default trigger on a running mean of the task gradients.
-
-    Args:
-        decay: Share of the mean that is kept at each check, in [0, 1).
-    """
+    """The default trigger on a running mean of the task gradients, which keeps a share `decay` of it at each check."""
 
     def __init__(self, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
@@ -49,7 +45,7 @@ class SmoothedTrigger:
         self._mean: Tensor | None = None
 
     def __call__(self, gradients: TaskGradients) -> bool:
-        """Whether the mean, which includes the gradients of this check, is in conflict."""
+        """Whether the mean conflicts, with the gradients of this check included."""
         if self._mean is None:
             self._mean = gradients.matrix.clone()
         else:
@@ -115,7 +111,7 @@ class RunningDirection(ConflictAlignment):
     """Follows a running mean of the default objective's gradients over teleports, and so over batches.
 
     Args:
-        decay: Share of the mean that is kept at each new gradient, in [0, 1).
+        decay: Share of the mean that is kept at each new gradient.
         every: Evaluate the gradient only in every n-th teleport, and reuse the mean in between.
     """
 

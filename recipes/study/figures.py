@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from lightning_cost.plots import before_after
 from recipes.common.compare import Variant
 from recipes.common.training import Measured
 from recipes.study.plots import Curves, intervals, learning_curves
-from recipes.study.statistics import Change, Curve, RowSummary
+from recipes.study.statistics import Curve, RowSummary
 
 __all__ = ["draw"]
 
@@ -42,49 +42,45 @@ def draw(
     Yields:
         What a figure shows, and its file.
     """
+    over_steps: dict[str, dict[str, Curves]] = {}
+    over_time: dict[str, dict[str, Curves]] = {}
+    shares: dict[str, dict[str, Curves]] = {}
+    for variant, of_seeds in curves.items():
+        method, callback, runs = variant.method, variant.callback or "without", list(of_seeds.values())
+        over_steps.setdefault(method, {})[callback] = _over_steps(runs)
+        over_time.setdefault(method, {})[callback] = _over_time(runs)
+        shares.setdefault(method, {})[callback] = _conflict_share(list(by_variant[variant].values()))
     highest = max(float(curve.values.max()) for of_seeds in curves.values() for curve in of_seeds.values())
     limit = _LINEAR_UP_TO if highest > _LINEAR_UP_TO else None
 
-    def panels(make: Callable[[Variant], Curves]) -> dict[str, dict[str, Curves]]:
-        """One panel per method."""
-        by_method: dict[str, dict[str, Curves]] = {}
-        for variant in curves:
-            by_method.setdefault(variant.method, {})[variant.callback or "without"] = make(variant)
-        return by_method
-
     path = folder / f"{stem}_curves_steps.png"
-    over_steps = panels(lambda variant: _over_steps(list(curves[variant].values())))
     learning_curves(over_steps, label, logarithmic_above=limit).savefig(path)
     yield "Δm% against optimizer steps, mean and range over the seeds", path
 
     path = folder / f"{stem}_curves_time.png"
-    over_time = panels(lambda variant: _over_time(list(curves[variant].values())))
     learning_curves(over_time, label, logarithmic_above=limit, xlabel="CPU time of training, s").savefig(path)
     yield "Δm% against training time (Fig. 11)", path
 
-    if any(summary.same_steps for summary in summaries):
-        path = folder / f"{stem}_changes.png"
-        changes = {
-            "at equal steps": {str(s.variant): _ends(s.same_steps) for s in summaries if s.same_steps},
-            "at equal time": {str(s.variant): _ends(s.same_time) for s in summaries if s.same_time},
-        }
-        intervals(changes, f"change of {label}").savefig(path)
-        yield "paired changes with their 95% intervals", path
-
     path = folder / f"{stem}_conflict.png"
-    shares = panels(lambda variant: _conflict_share(list(by_variant[variant].values())))
     learning_curves(shares, "share of conflicting steps").savefig(path)
     yield "share of conflicting steps along training (Fig. 5a)", path
+
+    changes: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in summaries:
+        for title, change in (("at equal steps", row.same_steps), ("at equal time", row.same_time)):
+            if change is not None:
+                changes.setdefault(title, {})[str(row.variant)] = change.mean, change.low, change.high
+    if changes:
+        path = folder / f"{stem}_changes.png"
+        intervals(changes, f"change of {label}").savefig(path)
+        yield "paired changes with their 95% intervals", path
 
     first_seeds = {str(variant): next(iter(by_variant[variant].values())).reports for variant in curves}
     moved = [title for title, reports in first_seeds.items() if any(report.accepted for report in reports)]
     if moved:
         path = folder / f"{stem}_before_after.png"
         before_after({title: first_seeds[title] for title in moved[:_MOST_ROWS]}).savefig(path)
-        yield (
-            f"cosines and gradient norms before and after teleports, first seed, {_MOST_ROWS} rows at most (Fig. 8)",
-            path,
-        )
+        yield "cosines and gradient norms before and after teleports of the first seed (Fig. 8)", path
 
 
 def _over_steps(curves: Sequence[Curve]) -> Curves:
@@ -110,7 +106,3 @@ def _conflict_share(runs: Sequence[Measured]) -> Curves:
         flags = np.array([look.conflict for look in run.looks], dtype=float)
         shares.append([flags[places == span].mean() for span in range(spans)])
     return Curves(list((edges[:-1] + edges[1:]) / 2), shares)
-
-
-def _ends(change: Change) -> tuple[float, float, float]:
-    return change.mean, change.low, change.high

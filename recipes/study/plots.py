@@ -32,15 +32,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Curves:
-    """A quantity over training, in one or more runs that differ by their seed.
-
-    Args:
-        steps: Optimizer steps, shape (T,).
-        values: One row per run, shape (runs, T).
-
-    Raises:
-        ValueError: If the shapes do not fit.
-    """
+    """A quantity after some optimizer steps (T,), in one or more runs (runs, T) that differ by their seed."""
 
     steps: Sequence[float]
     values: ArrayLike
@@ -67,9 +59,6 @@ def learning_curves(
         columns: Panels per row.
         logarithmic_above: The vertical axis is logarithmic from this absolute value on; None: linear.
         xlabel: What the steps are.
-
-    Raises:
-        ValueError: If there is no panel, or a panel without curves.
     """
     figure, axes = _panels(panels, columns, height=3.1)
     _label(axes, columns, xlabel, ylabel)
@@ -98,9 +87,6 @@ def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xl
             have the same rows.
         xlabel: What the numbers are.
         columns: Panels per row of the figure.
-
-    Raises:
-        ValueError: If there is no panel or no row, or if the rows differ.
     """
     rows = [list(entries) for entries in panels.values()]
     if any(of_panel != rows[0] for of_panel in rows):
@@ -132,7 +118,6 @@ def _panels(panels: Mapping[str, Mapping[str, object]], columns: int, height: fl
 
 
 def _label(axes: Sequence[Axes], columns: int, xlabel: str, ylabel: str) -> None:
-    """Label the left axes of every row and the lowest axes of every column."""
     for ax in axes[:: min(columns, len(axes))]:
         ax.set_ylabel(ylabel)
     for ax in axes[-columns:]:

@@ -32,13 +32,7 @@ seeds. Time: CPU time of a step relative to the method without the callback."""
 
 
 def markdown_table(problem: Problem, singles: Mapping[str, Estimate], summaries: Sequence[RowSummary]) -> str:
-    """Make the table of one problem.
-
-    Args:
-        problem: The problem.
-        singles: Metrics of its single-task networks.
-        summaries: Its rows.
-    """
+    """Make the table of one problem, from the metrics of its single-task networks and from its rows."""
     names = problem.higher_is_better
     header = ["method", "callback", "Δm% ↓", "equal steps", "equal time"]
     header += [f"{metric} {'↑' if higher else '↓'}" for metric, higher in names.items()]

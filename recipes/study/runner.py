@@ -21,19 +21,9 @@ __all__ = ["run_missing", "settings_of"]
 
 
 def run_missing(specs: Sequence[RunSpec], store: Store, jobs: int, console: Console) -> int:
-    """Run what is not stored yet.
+    """Run what is not stored yet, several runs at a time, and return the number of these runs.
 
-    Each worker process stores its run as soon as the run is finished. If the study is interrupted, only the unfinished
-    runs are lost.
-
-    Args:
-        specs: All runs.
-        store: Where finished runs are stored.
-        jobs: Number of runs at the same time.
-        console: Where to show the progress.
-
-    Returns:
-        The number of runs that were missing.
+    Each worker process stores its run when it is finished. If the study is interrupted, only unfinished runs are lost.
 
     Raises:
         RunFailedError: If a run fails.

@@ -14,12 +14,7 @@ __all__ = ["Row", "RunSpec", "file_stem", "plan"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table. It is run with every seed.
-
-    Attributes:
-        problem: Name of the problem, see `find_problem`.
-        variant: The method, without a callback or with one.
-    """
+    """One row of a table, which is run with every seed. `problem` is a name as in `find_problem`."""
 
     problem: str
     variant: Variant
@@ -56,12 +51,7 @@ def file_stem(text: str) -> str:
 
 
 def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -> list[RunSpec]:
-    """List all runs of a study: the rows, and the single-task baselines of each problem.
-
-    Args:
-        rows: The rows.
-        seeds: Seeds of each row.
-        epochs: Number of epochs of all runs; None: as the problems say.
+    """List all runs of a study: the rows, and the single-task baselines of each problem. See `Study`.
 
     Raises:
         ValueError: If there is no seed, if a seed is given twice, or if two runs would have the same file name.

@@ -25,13 +25,7 @@ _LEAST_SEEDS, _RESAMPLES = 4, 9999
 
 @dataclass(frozen=True)
 class Curve:
-    """Δm% of one run along training.
-
-    Attributes:
-        steps: Optimizer steps, shape (T,).
-        seconds: CPU time of training, shape (T,).
-        values: Δm%, shape (T,).
-    """
+    """Δm% of one run along training, after optimizer steps and seconds of CPU time; all of shape (T,)."""
 
     steps: np.ndarray
     seconds: np.ndarray
@@ -59,8 +53,8 @@ class Change:
         mean: Mean over the seeds.
         error: Its standard error; NaN for one seed.
         low: Lower end of the bootstrap 95% interval; NaN for fewer than four seeds.
-        high: Upper end of the interval.
-        better: Number of seeds in which the change is negative.
+        high: Upper end.
+        better: In how many seeds the change is negative.
         seeds: Number of seeds.
     """
 
@@ -77,7 +71,7 @@ class RowSummary:
     """One row of a table.
 
     Attributes:
-        variant: The variant.
+        variant: The method, without a callback or with one.
         metrics: Metrics at the end.
         delta_m: Δm% at the end.
         same_steps: Change after the same number of steps, against the method without a callback. None without one.
@@ -85,7 +79,7 @@ class RowSummary:
         mean_rank: Mean rank over the metrics, among the rows of the problem.
         conflict: Share of conflicting steps among those that were looked at.
         tried: Teleports tried, in all seeds.
-        accepted: Teleports accepted, in all seeds.
+        accepted: Those of them that were accepted.
         milliseconds: Mean CPU time of a training step.
         slowdown: Time of a step relative to the method without a callback, median over the seeds.
     """
@@ -133,13 +127,7 @@ def paired_change(differences: Sequence[float], seed: int = 0) -> Change:
 
 
 def summarize(problem: Problem, records: Iterable[Record], split: Split) -> list[RowSummary]:
-    """Summarize the runs of one problem: one entry per variant, in the order of their first runs.
-
-    Args:
-        problem: The problem.
-        records: Its runs, including the single-task runs.
-        split: Which metrics to compare.
-    """
+    """Summarize the runs of one problem, including its single-task runs: one entry per variant, in their order."""
     by_variant = group(records)
     curves = delta_m_curves(problem, by_variant, split)
     metrics = {variant: final_metrics(problem, by_variant[variant].values(), split) for variant in curves}
@@ -196,23 +184,17 @@ def final_metrics(problem: Problem, runs: Iterable[Measured], split: Split) -> d
 def delta_m_curves(
     problem: Problem, by_variant: Mapping[Variant, Mapping[int, Measured]], split: Split
 ) -> dict[Variant, dict[int, Curve]]:
-    """Δm% of every run along training (Eq. 14), against the mean of the finished single-task runs.
-
-    Args:
-        problem: The problem.
-        by_variant: See `group`.
-        split: Which metrics.
-    """
+    """Δm% of every run along training (Eq. 14), against the mean of the finished single-task runs."""
     singles = final_metrics(problem, by_variant[Variant(SINGLE_TASK)].values(), split)
     against, directions = [estimate.mean for estimate in singles.values()], list(problem.higher_is_better.values())
 
     def curve(measured: Measured) -> Curve:
         taken = measured.curve(split)
-        values = torch.tensor([[evaluation.metrics[name] for name in singles] for evaluation in taken])
+        values = [[evaluation.metrics[name] for name in singles] for evaluation in taken]
         return Curve(
             np.array([evaluation.step for evaluation in taken]),
             np.array([evaluation.seconds for evaluation in taken]),
-            delta_m(values.double(), against, directions).numpy(),
+            delta_m(torch.tensor(values, dtype=torch.float64), against, directions).numpy(),
         )
 
     return {
@@ -223,15 +205,8 @@ def delta_m_curves(
 
 
 def _merged(first: Measured, second: Measured) -> Measured:
-    def both(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> list[Evaluation]:
-        return [
-            Evaluation(a.step, {**a.metrics, **b.metrics}, a.seconds + b.seconds)
-            for a, b in zip(ours, theirs, strict=True)
-        ]
+    def both(split: Split) -> list[Evaluation]:
+        pairs = zip(first.curve(split), second.curve(split), strict=True)
+        return [Evaluation(a.step, {**a.metrics, **b.metrics}, a.seconds + b.seconds) for a, b in pairs]
 
-    return replace(
-        first,
-        test={**first.test, **second.test},
-        validation=both(first.validation, second.validation),
-        test_curve=both(first.test_curve, second.test_curve),
-    )
+    return replace(first, test={**first.test, **second.test}, validation=both("validation"), test_curve=both("test"))

@@ -30,14 +30,7 @@ class StoredRunError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run.
-
-    Attributes:
-        spec: Which run it was.
-        settings: The problem, the method and the callback as text.
-        versions: Versions of Python and of the packages.
-        measured: What was measured.
-    """
+    """A finished run: its settings as text, versions of Python and of the packages, and what was measured."""
 
     spec: RunSpec
     settings: dict[str, str]
@@ -45,6 +38,7 @@ class Record:
     measured: Measured
 
 
+@dataclass(frozen=True)
 class Store:
     """Keeps each finished run in two files: `<name>.json`, and its teleports in `<name>.reports.jsonl.gz`.
 
@@ -54,8 +48,7 @@ class Store:
         folder: Folder of the files; made when the first run is saved.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def has(self, spec: RunSpec, settings: Mapping[str, str]) -> bool:
         """Whether a run is finished.
@@ -102,17 +95,16 @@ class Store:
         except (OSError, EOFError, TypeError, ValueError) as error:
             raise StoredRunError(f"{reports_path} cannot be read: {error}. Delete it and {path.name}.") from error
         try:
-            stored, measured = content["spec"], content["measured"]
-            stored["variant"] = Variant(**stored["variant"])
+            measured = content["measured"]
             for curve in ("validation", "test_curve"):
                 measured[curve] = [Evaluation(**evaluation) for evaluation in measured[curve]]
             measured["looks"] = [Look(**look) for look in measured["looks"]]
-            run = Measured(**measured, reports=reports)
-            record = Record(RunSpec(**stored), content["settings"], content["versions"], run)
+            stored = RunSpec(**{**content["spec"], "variant": Variant(**content["spec"]["variant"])})
+            record = Record(stored, content["settings"], content["versions"], Measured(**measured, reports=reports))
         except (KeyError, TypeError) as error:
             raise StoredRunError(f"{path} is of another version: {error!r}. Delete it to run it again.") from error
-        if record.spec != spec:
-            raise StoredRunError(f"{path} holds another run, {record.spec}, instead of {spec}. Choose other names.")
+        if stored != spec:
+            raise StoredRunError(f"{path} holds another run, {stored}, instead of {spec}. Choose other names.")
         return record
 
     def _read(self, path: Path) -> dict[str, Any]:

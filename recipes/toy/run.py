@@ -84,13 +84,7 @@ def _point(module: L.LightningModule) -> Tensor:
 
 
 def train(model: ToyModel, steps: int, teleport: SymmetryTeleportCallback | None = None) -> Run:
-    """Train until the Pareto front is reached, or for a number of steps.
-
-    Args:
-        model: The point.
-        steps: Most optimizer steps, all in one epoch.
-        teleport: COST; None: without it.
-    """
+    """Train until the Pareto front is reached, for one epoch of at most so many steps, without COST or with it."""
     trajectory = _Trajectory()
     trainer = L.Trainer(
         accelerator="cpu",

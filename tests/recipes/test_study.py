@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from lightning_cost import SymmetryTeleportCallback
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.landscape import Point
-from lightning_cost.objectives import RandomDirection
+from lightning_cost.objectives import ConflictAlignment
 from lightning_cost.teleport import TeleportReport
 from lightning_cost.triggers import Majority, any_conflict, dominated_conflict, weak_conflict
-from recipes.common.compare import SINGLE_TASK, Variant
+from recipes.common.compare import SINGLE_TASK, Estimate, Variant
 from recipes.common.training import Evaluation, Look, Measured, train_and_test
 from recipes.methods import METHODS
 from recipes.study import Problem, Row, Study
@@ -32,9 +32,10 @@ from recipes.study.callbacks import CALLBACKS, make_callback
 from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
 from recipes.study.presets import PRESETS
 from recipes.study.problem import baseline_problem, find_problem
+from recipes.study.report import markdown_table
 from recipes.study.runner import settings_of
 from recipes.study.spec import RunSpec, plan
-from recipes.study.statistics import paired_change, summarize
+from recipes.study.statistics import final_metrics, group, paired_change, summarize
 from recipes.study.store import Record, Store, StoredRunError, versions
 from tests.support.nets import Net, fit, make_batches
 
@@ -250,33 +251,23 @@ def test_the_gradient_of_the_look_ahead():
     assert max(objective.errors) < 1e-3
 
 
-def test_a_running_direction_averages_the_gradients_of_teleports():
-    seen = []
+def test_a_running_direction_averages_the_gradients_of_teleports(monkeypatch):
+    seen, generator = [], torch.Generator().manual_seed(0)
 
-    class Spy(RandomDirection):
-        def value_and_gradient(self, landscape, point):
-            value, gradient = super().value_and_gradient(landscape, point)
-            seen.append(gradient.clone())
-            return value, gradient
+    def random_gradient(self, landscape, point):
+        seen.append(torch.randn(5, generator=generator))
+        return 0.5, seen[-1].clone()
 
-    objective = RunningDirection(Spy(), decay=0.75, every=2)
-    vectors = [objective.value_and_gradient(*_landscape())[1] for _ in range(4)]
+    monkeypatch.setattr(ConflictAlignment, "value_and_gradient", random_gradient)
+    monkeypatch.setattr(ConflictAlignment, "value", lambda self, landscape, point: 0.5)
+    objective = RunningDirection(decay=0.75, every=2)
+    values, vectors = zip(*(objective.value_and_gradient(None, None) for _ in range(4)), strict=True)
+    assert values == (0.5,) * 4
     assert len(seen) == 2
     torch.testing.assert_close(vectors[0], seen[0])
     torch.testing.assert_close(vectors[1], seen[0])
     torch.testing.assert_close(vectors[2], 0.75 * seen[0] + 0.25 * seen[1])
     torch.testing.assert_close(vectors[3], vectors[2])
-
-
-class _Noise:
-    generator = torch.Generator().manual_seed(0)
-
-    def standard_normal(self):
-        return torch.randn(5, generator=self.generator)
-
-
-def _landscape():
-    return _Noise(), None
 
 
 # ---------------------------------------------------------------------------------------------------------------- store
@@ -372,7 +363,7 @@ def test_changes_at_equal_steps_and_at_equal_time():
         make_record(COST, 0, values=(0.56, 0.8), seconds=(2.0, 4.0)),
         make_record(COST, 1, values=(0.4, 0.5), seconds=(2.0, 4.0)),
     ]
-    plain, with_cost = summarize("digits:narrow", find_problem("digits:narrow"), records, "validation")
+    plain, with_cost = summarize(find_problem("digits:narrow"), records, "validation")
     assert plain.delta_m.mean == pytest.approx((25 + 50) / 2)
     assert plain.same_steps is plain.same_time is plain.slowdown is None
     assert with_cost.delta_m.mean == pytest.approx((0 + 37.5) / 2)
@@ -383,6 +374,64 @@ def test_changes_at_equal_steps_and_at_equal_time():
     assert with_cost.slowdown == pytest.approx(2.0)
     assert (plain.mean_rank, with_cost.mean_rank) == (2.0, 1.0)
     assert (plain.conflict, with_cost.accepted, with_cost.tried) == (0.5, 2, 2)
+
+
+class ByHand(Problem):
+    higher_is_better = {"accuracy": True, "mse": False}  # noqa: RUF012
+    make_model = make_data = None
+
+
+def make_run(method, seed, callback="", task=None, conflicts=(), **metrics):
+    looks = [Look(step, {"a": 1.0, "b": 3.0}, conflict) for step, conflict in enumerate(conflicts)]
+    curve = [Evaluation(10, metrics, 1.0)]
+    measured = Measured(metrics, curve, looks, [], 10, 1.0, 1.0, curve)
+    return Record(RunSpec("by hand", Variant(method, callback), seed, 1, task), {}, {}, measured)
+
+
+# Baselines: accuracy 0.8, mse 2.0.
+RUNS = [
+    make_run(SINGLE_TASK, 0, task="a", accuracy=0.7),
+    make_run(SINGLE_TASK, 1, task="a", accuracy=0.9),
+    make_run(SINGLE_TASK, 0, task="b", mse=1.0),
+    make_run(SINGLE_TASK, 1, task="b", mse=3.0),
+    # 50% worse and 50% worse; 25% worse and 0: Δm 50 and 12.5.
+    make_run("LS", 0, accuracy=0.4, mse=3.0, conflicts=(True, False)),
+    make_run("LS", 1, accuracy=0.6, mse=2.0, conflicts=(True, True)),
+    # In another order of the seeds: 0 and 10% better, -5; 25% worse and 25% worse, 25.
+    make_run("LS", 1, callback="COST", accuracy=0.8, mse=1.8, conflicts=(False, False)),
+    make_run("LS", 0, callback="COST", accuracy=0.6, mse=2.5, conflicts=(False, True)),
+    # 12.5% better and 20% worse, 3.75, twice.
+    make_run("UPGrad", 0, accuracy=0.9, mse=2.4, conflicts=(False,)),
+    make_run("UPGrad", 1, accuracy=0.9, mse=2.4, conflicts=(False,)),
+]
+
+
+def near(mean, error):
+    return Estimate(pytest.approx(mean), pytest.approx(error, abs=1e-9))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_comparison_worked_by_hand(split):
+    problem = ByHand(title="by hand", tasks=("a", "b"), epochs=1)
+    singles = final_metrics(problem, group(RUNS)[Variant(SINGLE_TASK)].values(), split)
+    assert singles == {"accuracy": near(0.8, 0.1), "mse": near(2.0, 1.0)}
+    plain, cost, upgrad = summarize(problem, RUNS, split)
+    assert [str(summary.variant) for summary in (plain, cost, upgrad)] == ["LS", "LS + COST", "UPGrad"]
+    assert plain.metrics["accuracy"] == near(0.5, 0.1)
+    assert plain.delta_m == near(31.25, 18.75)
+    assert cost.delta_m == near(10.0, 15.0)
+    assert upgrad.delta_m == near(3.75, 0.0)
+    # Seed 0: 25 - 50, seed 1: -5 - 12.5.
+    assert Estimate(cost.same_steps.mean, cost.same_steps.error) == near(-21.25, 3.75)
+    assert plain.same_steps is None
+    # Accuracy: UPGrad 0.9, COST 0.7, LS 0.5. MSE: COST 2.15, UPGrad 2.4, LS 2.5.
+    assert [summary.mean_rank for summary in (plain, cost, upgrad)] == [3.0, 1.5, 1.5]
+    assert [summary.conflict for summary in (plain, cost, upgrad)] == [0.75, 0.25, 0.0]
+    table = markdown_table(problem, singles, [plain, cost, upgrad]).splitlines()
+    assert table[2] == "| single-task | – | 0 |  |  | 0.800 | 2.000 |  |  |  |  |"
+    assert table[4].startswith(
+        "| LS | COST | 10.0 ± 15.0 | -21.2 ± 3.8 2/2 | -21.2 ± 3.8 2/2 | 0.700 | 2.150 | 1.5 | 25% |"
+    )
 
 
 def test_the_interval_of_a_change():
@@ -408,14 +457,14 @@ def test_no_change_at_equal_time_before_the_first_evaluation_of_the_slower_run()
         make_record(LS),
         make_record(COST, seconds=(3.0, 4.0)),
     ]
-    _, slow = summarize("digits:narrow", find_problem("digits:narrow"), records, "validation")
+    _, slow = summarize(find_problem("digits:narrow"), records, "validation")
     assert slow.same_steps.mean == 0
     assert math.isnan(slow.same_time.mean)
 
 
 def test_intervals_of_few_seeds_and_of_equal_values():
     few = paired_change([3.0, 4.0, 5.0])
-    assert few.mean == 4.0
+    assert (few.mean, few.error) == (4.0, pytest.approx(1 / math.sqrt(3)))
     assert math.isnan(few.low)
     equal = paired_change([2.0] * 5)
     assert (equal.low, equal.high) == (2.0, 2.0)
