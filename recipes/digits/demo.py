@@ -18,7 +18,7 @@ from recipes.study.problem import find_problem
 from recipes.study.runner import run_missing
 from recipes.study.spec import RunSpec
 
-__all__ = ["DEMO", "main"]
+__all__ = ["DEMO", "caption", "main"]
 
 _SEARCHES = {
     "paper": "the paper's: penalty, Eq. 9 as printed",
@@ -26,8 +26,9 @@ _SEARCHES = {
     "COST": "default: level set, conflict objective",
 }
 _CAPTION = """\
-**What these numbers do not show.** {spread} Of six changes, one can look large by chance. The seeds vary the initial
-weights and the order of the batches, but not the images.
+**What these numbers do not show.** {spread} A small change may well be chance, and
+of six changes one can look large by chance. The seeds vary the initial weights and the order of the batches, but not
+the images.
 
 All methods take the same number of *steps*, which is not the same time. The steps are few, so that the demo ends within
 minutes: the networks are far from converged. With more steps the differences may grow, shrink or turn.
@@ -37,21 +38,19 @@ on them. The problems were not drawn at random: the narrow, imbalanced one is he
 COST on it, the balanced one because it saw none. Neither proves anything about other problems."""
 
 
-def _spread(count: int) -> str:
-    """How far a change over that many seeds can be trusted."""
-    if count == 1:
-        return "One seed has no standard error and shows no difference between methods."
-    errors = f"{student_t.ppf(0.975, count - 1):.1f} standard errors"
-    return (
-        f"A 95% interval of a mean over {count} seeds is {errors} wide to each side (Student's t), so a smaller change"
-        " may well be chance."
-    )
+def caption(num_seeds: int) -> str:
+    """What the tables do not show, for a number of seeds."""
+    spread = "One seed has no standard error and shows no difference between methods."
+    if num_seeds > 1:
+        errors = f"{student_t.ppf(0.975, num_seeds - 1):.1f} standard errors"
+        spread = f"A 95% interval of a mean over {num_seeds} seeds is {errors} wide to each side (Student's t)."
+    return _CAPTION.format(spread=spread)
 
 
 def _conclude(study: Study, console: Console) -> Iterator[tuple[str, Path]]:
     """Draw single teleports by three searches (Fig. 5b), and conflict along training (Fig. 3)."""
     console.print()
-    console.print(Markdown(_CAPTION.format(spread=_spread(len(study.seeds)))))
+    console.print(Markdown(caption(len(study.seeds))))
     seed, store = study.seeds[0], study.store
     runs = {(spec.problem, spec.variant): store.load(spec).measured for spec in study.specs if spec.seed == seed}
     narrow = study.rows[0].problem

@@ -429,9 +429,8 @@ def test_a_comparison_worked_by_hand(split):
     assert [summary.conflict for summary in (plain, cost, upgrad)] == [0.75, 0.25, 0.0]
     table = markdown_table(problem, singles, [plain, cost, upgrad]).splitlines()
     assert table[2] == "| single-task | – | 0 |  |  | 0.800 | 2.000 |  |  |  |  |"
-    assert table[4].startswith(
-        "| LS | COST | 10.0 ± 15.0 | -21.2 ± 3.8 2/2 | -21.2 ± 3.8 2/2 | 0.700 | 2.150 | 1.5 | 25% |"
-    )
+    assert table[4].startswith("| LS | COST | 10.0 ± 15.0 | -21.2 ± 3.")
+    assert " 2/2 | 0.700 | 2.150 | 1.5 | 25% | 0/0 |" in table[4]
 
 
 def test_the_interval_of_a_change():
