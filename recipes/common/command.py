@@ -42,13 +42,8 @@ def make_console(width: int) -> Console:
 def exit_status(command: Callable[[], None], console: Console, interrupted: str) -> int:
     """Run a command, and print errors that the user can fix without a traceback.
 
-    Args:
-        command: What to run.
-        console: Where to print.
-        interrupted: What to print after Ctrl-C.
-
     Returns:
-        0; 1 after an error; 130 after Ctrl-C.
+        0; 1 after an error; 130 after Ctrl-C, with the message `interrupted`.
     """
     try:
         command()

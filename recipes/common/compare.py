@@ -14,12 +14,7 @@ SINGLE_TASK = "single-task"
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, without a callback or with one.
-
-    Attributes:
-        method: Name of the method.
-        callback: Name of the callback's settings; empty without a callback.
-    """
+    """Names of a method and of a callback; the latter is empty without a callback."""
 
     method: str
     callback: str = ""

@@ -38,13 +38,7 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
 def save_and_log(figure: Figure, path: Path, key: str, trainer: L.Trainer) -> None:
     """Save a figure, and log it to TensorBoard and to loggers with `log_image`. Call it in the first process only.
 
-    In a `fast_dev_run` nothing is saved.
-
-    Args:
-        figure: The figure.
-        path: The PNG file; its folder is made.
-        key: Name of the image in loggers.
-        trainer: The Trainer.
+    The folder of `path` is made. `key` is the name of the image in loggers. In a `fast_dev_run` nothing is saved.
     """
     pixels = to_pixels(figure)
     if trainer.fast_dev_run:

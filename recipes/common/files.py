@@ -16,9 +16,6 @@ __all__ = ["damaged", "replacing", "user_cache"]
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file in one piece: if the program ends too early, an old file of that name stays as it was.
 
-    Args:
-        path: The file.
-
     Yields:
         Another path in the same folder to write to. A killed program leaves it behind, hidden, with the ending `.part`.
     """

@@ -131,12 +131,7 @@ class SampledLoader(ABC):
 
 
 class BatchLoader(SampledLoader):
-    """Serves batches that a function makes.
-
-    Args:
-        fetch: Makes a batch from its indices (B,).
-        sampler: See `SampledLoader`.
-    """
+    """Serves the batches that `fetch` makes from the indices (B,) of the sampler."""
 
     def __init__(self, fetch: Callable[[Tensor], Any], sampler: BatchSampler) -> None:
         super().__init__(sampler)

@@ -20,11 +20,7 @@ class DigitsCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> DigitsCLI:
-    """Run one subcommand.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-    """
+    """Run one subcommand."""
     # More threads do not help with tensors this small, and make each other wait on a busy machine.
     torch.set_num_threads(1)
     return DigitsCLI(

@@ -26,9 +26,8 @@ _SEARCHES = {
     "COST": "default: level set, conflict objective",
 }
 _CAPTION = """\
-**What these numbers do not show.** {spread} A small change may well be chance, and
-of six changes one can look large by chance. The seeds vary the initial weights and the order of the batches, but not
-the images.
+**What these numbers do not show.** {spread} A small change may well be chance, and of six changes one can look large by
+chance. The seeds vary the initial weights and the order of the batches, but not the images.
 
 All methods take the same number of *steps*, which is not the same time. The steps are few, so that the demo ends within
 minutes: the networks are far from converged. With more steps the differences may grow, shrink or turn.

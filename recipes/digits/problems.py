@@ -29,15 +29,7 @@ class _RarelyLoggedModel(DigitsModel):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsProblem(Problem):
-    """Some tasks of overlaid digits.
-
-    Attributes:
-        width: Features that the heads share.
-        loss_weights: Factors of the losses.
-        batch_size: Pairs per batch.
-        num_train: Number of training pairs.
-        lr_milestones: Epochs before which the learning rate is multiplied by 0.1.
-    """
+    """Some tasks of overlaid digits. The fields are arguments of `DigitsModel` and `DigitsDataModule`."""
 
     multi_task_fields: ClassVar[frozenset[str]] = frozenset({"loss_weights"})
 

@@ -12,12 +12,7 @@ __all__ = ["TASKS", "Digits", "Task", "chosen_tasks"]
 
 @dataclass(frozen=True)
 class Digits:
-    """The left or the right digits of the pairs.
-
-    Attributes:
-        images: (N, 8, 8), values in [0, 1].
-        classes: (N,), from 0 to 9.
-    """
+    """The left or the right digits of the pairs: images (N, 8, 8) in [0, 1], and classes (N,) from 0 to 9."""
 
     images: Tensor
     classes: Tensor

@@ -23,14 +23,7 @@ _WIDTH = 160
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a study and write its tables and figures.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-
-    Returns:
-        The exit status.
-    """
+    """Run a study, write its tables and figures, and return the exit status."""
     options = _parse(args)
     console = make_console(_WIDTH)
 

@@ -108,12 +108,9 @@ CALLBACKS: dict[str, Factory] = {
 
 
 def make_callback(name: str, problem: Problem, seed: int) -> SymmetryTeleportCallback:
-    """Make a fresh callback for a problem and for the seed of a run.
+    """Make a fresh callback for a problem and a seed.
 
-    Args:
-        name: One of `CALLBACKS`, or `package.module:NAME` of a function of a problem and a seed.
-        problem: The problem.
-        seed: Seed of the random numbers of the search.
+    `name` is one of `CALLBACKS`, or `package.module:NAME` of a function of a problem and a seed.
 
     Raises:
         ValueError: If there is no such callback, or it does not fit the problem.

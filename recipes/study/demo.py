@@ -49,14 +49,7 @@ class Demo:
     seeds: int = 1
 
     def run(self, args: Sequence[str] | None = None) -> int:
-        """Train, compare and draw.
-
-        Args:
-            args: Command line without the program's name; None: `sys.argv`.
-
-        Returns:
-            The exit status.
-        """
+        """Train, compare and draw, and return the exit status."""
         options = self._parse(args)
         console = make_console(_WIDTH)
         return exit_status(lambda: self._compare(options, console), console, INTERRUPTED)

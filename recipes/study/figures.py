@@ -29,7 +29,7 @@ def draw(
     folder: Path,
     label: str,
 ) -> Iterator[tuple[str, Path]]:
-    """Write the figures of one problem.
+    """Write the figures of one problem, and yield what each shows, and its file.
 
     Args:
         stem: Beginning of the file names.
@@ -38,9 +38,6 @@ def draw(
         summaries: Their summaries.
         folder: Where to write.
         label: What the curves show.
-
-    Yields:
-        What a figure shows, and its file.
     """
     over_steps: dict[str, dict[str, Curves]] = {}
     over_time: dict[str, dict[str, Curves]] = {}

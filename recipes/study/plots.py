@@ -60,8 +60,7 @@ def learning_curves(
         logarithmic_above: The vertical axis is logarithmic from this absolute value on; None: linear.
         xlabel: What the steps are.
     """
-    figure, axes = _panels(panels, columns, height=3.1)
-    _label(axes, columns, xlabel, ylabel)
+    figure, axes = _panels(panels, columns, 3.1, xlabel, ylabel)
     for ax, (title, variants) in zip(axes, panels.items(), strict=True):
         for variant, curves in variants.items():
             values = np.asarray(curves.values, dtype=float)
@@ -91,8 +90,7 @@ def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xl
     rows = [list(entries) for entries in panels.values()]
     if any(of_panel != rows[0] for of_panel in rows):
         raise ValueError(f"`panels` must all have the same rows; got {rows}.")
-    figure, axes = _panels(panels, columns, height=max(2.0, 0.8 + 0.24 * len(rows[0]) if rows else 0))
-    _label(axes, columns, xlabel, "")
+    figure, axes = _panels(panels, columns, max(2.0, 0.8 + 0.24 * len(rows[0]) if rows else 0), xlabel, "")
     for ax, (title, entries) in zip(axes, panels.items(), strict=True):
         ax.axvline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
         for place, (mean, low, high) in enumerate(entries.values()):
@@ -105,20 +103,21 @@ def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xl
     return figure
 
 
-def _panels(panels: Mapping[str, Mapping[str, object]], columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(
+    panels: Mapping[str, Mapping[str, object]], columns: int, height: float, xlabel: str, ylabel: str
+) -> tuple[Figure, list[Axes]]:
     if not panels or not all(panels.values()):
         raise ValueError(f"`panels` must map at least one title to what its panel shows; got {panels!r}.")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.9 * columns, height * rows), dpi=150, layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharex="row", sharey="row").flat)
-    for ax in axes[len(panels) :]:
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharex="row", sharey="row").flat)
+    axes = grid[: len(panels)]
+    for ax in grid[len(panels) :]:
         ax.remove()
-    return figure, axes[: len(panels)]
-
-
-def _label(axes: Sequence[Axes], columns: int, xlabel: str, ylabel: str) -> None:
-    for ax in axes[:: min(columns, len(axes))]:
+    for ax in axes[::columns]:
         ax.set_ylabel(ylabel)
+    # The lowest of each column.
     for ax in axes[-columns:]:
         ax.set_xlabel(xlabel)
+    return figure, axes

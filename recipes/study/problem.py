@@ -46,11 +46,7 @@ def baseline_problem(name: str) -> str:
 
 
 def import_object(address: str) -> Any:
-    """Import `package.module:NAME`.
-
-    Raises:
-        ValueError: If there is no such object.
-    """
+    """Import `package.module:NAME`. If there is no such object, this is a ValueError."""
     module, _, name = address.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

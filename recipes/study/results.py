@@ -26,7 +26,7 @@ class Results:
         title: Title of the tables.
         seeds: Seeds of each row.
         split: Which metrics to compare.
-        records: Name of a problem to its runs, including those of its single-task baselines.
+        records: Name of a problem to its runs, single-task baselines included.
     """
 
     title: str
@@ -55,15 +55,7 @@ class Results:
         return "\n\n".join([*parts, CAPTION]) + "\n"
 
     def write(self, folder: Path, stem: str = "study") -> Iterator[tuple[str, Path]]:
-        """Write tables and figures.
-
-        Args:
-            folder: Where to write.
-            stem: Beginning of the file names.
-
-        Yields:
-            What a file holds, and the file.
-        """
+        """Write tables and figures to files whose names begin with `stem`. Yields what a file holds, and the file."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{stem}_{self.split}"
         path = folder / f"{stem}.md"
@@ -95,5 +87,5 @@ class Results:
         for name, runs in grouped.items():
             # A single problem needs no name in the file names.
             which = file_stem(name) if len(grouped) > 1 else "figure"
-            figures = draw(f"{stem}_{which}", runs, curves[name], self.summaries[name], folder, f"{self.split} Δm%")
-            yield from figures
+            label = f"{self.split} Δm%"
+            yield from draw(f"{stem}_{which}", runs, curves[name], self.summaries[name], folder, label)

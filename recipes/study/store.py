@@ -40,12 +40,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Store:
-    """Keeps each finished run in two files: `<name>.json`, and its teleports in `<name>.reports.jsonl.gz`.
+    """Keeps each finished run in two files of a folder: `<name>.json`, and its teleports in `<name>.reports.jsonl.gz`.
 
     The JSON file is written last, in one piece. So it exists if and only if the run is finished.
-
-    Args:
-        folder: Folder of the files; made when the first run is saved.
     """
 
     folder: Path

@@ -31,17 +31,6 @@ class Study:
         seeds: Seeds of each row.
         epochs: Number of epochs of all runs; None: as the problems say.
         title: Title of the tables.
-
-    Example:
-        ```python
-        from recipes.study import Row, Study, Variant
-
-        rows = [Row("digits:narrow", Variant("LS")), Row("digits:narrow", Variant("LS", "COST"))]
-        study = Study(rows, output=Path("study_output"), seeds=range(5))
-        if __name__ == "__main__":  # each run has its own process, which imports this file
-            study.run(jobs=2)
-            print(study.results().markdown())
-        ```
     """
 
     rows: Sequence[Row]

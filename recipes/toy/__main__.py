@@ -32,11 +32,7 @@ in 5000 steps it leaves the valleys by itself. Two parameters show how COST work
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Train from the three starts with each method, print a table and save the figure.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-    """
+    """Train from the three starts with each method, print a table and save the figure."""
     options = _parser().parse_args(args)
     be_a_quiet_worker()
     starts, seed = _starts(options.seed), options.seed or 0

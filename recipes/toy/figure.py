@@ -28,12 +28,7 @@ _SHADES = ListedColormap(mpl.colormaps["bone"](np.linspace(0.55, 0.97, len(_LEVE
 
 
 def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Draw the trajectories of two methods and their gaps to the Pareto front, and save the figure.
-
-    Args:
-        runs: Method to its runs, one for each of three starts.
-        path: Image file to write.
-    """
+    """Draw the trajectories of two methods, one for each of three starts, and their gaps to the Pareto front."""
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     left, right, gaps = figure.subplots(1, 3)
     for axes, style, (method, of_method) in zip((left, right), ("--", "-"), runs.items(), strict=True):
