@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from lightning_cost._teleport.report import TeleportReport
 
@@ -21,21 +20,13 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 except ImportError as error:
     raise ImportError(
         "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
     ) from error
 
-__all__ = [
-    "ConflictTrace",
-    "Curves",
-    "before_after",
-    "conflict_against_loss",
-    "intervals",
-    "learning_curves",
-    "teleport_trace",
-]
+__all__ = ["ConflictTrace", "before_after", "conflict_against_loss", "teleport_trace"]
 
 # The colors of Okabe and Ito, which most color-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -65,30 +56,6 @@ class ConflictTrace:
         lengths = {"steps": len(self.steps), "losses": len(self.losses), "conflicts": len(self.conflicts)}
         if len(set(lengths.values())) > 1 or not self.steps:
             raise ValueError(f"ConflictTrace needs the same number of entries in each, at least one; got {lengths}.")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A quantity over training, in one or more runs that differ by their seed.
-
-    Args:
-        steps: Optimizer steps, shape ``(T,)``.
-        values: One row a run, shape ``(runs, T)``.
-
-    Raises:
-        ValueError: If the shapes do not fit.
-    """
-
-    steps: Sequence[int]
-    values: ArrayLike
-
-    def __post_init__(self) -> None:
-        shape = np.shape(self.values)
-        if len(shape) != 2 or shape[0] == 0 or shape[1] != len(self.steps):
-            raise ValueError(
-                f"`values` must have shape (runs, {len(self.steps)}), one column for each of `steps` and at least one"
-                f" run; got {shape}."
-            )
 
 
 def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
@@ -195,75 +162,6 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
     return figure
 
 
-def learning_curves(
-    panels: Mapping[str, Mapping[str, Curves]],
-    ylabel: str,
-    columns: int = 3,
-    logarithmic_above: float | None = None,
-    xlabel: str = "step",
-) -> Figure:
-    """Draw the mean over the seeds and a band from the lowest to the highest, one curve a variant.
-
-    Args:
-        panels: Title of the panel to variant to curves. Panels in one row share their axes.
-        ylabel: What the values are.
-        columns: Panels a row.
-        logarithmic_above: From this absolute value on, the vertical axis is logarithmic; ``None``: linear throughout.
-        xlabel: What the steps are, if they are something else.
-
-    Raises:
-        ValueError: If there is no panel or variant, or ``columns`` is below 1.
-    """
-    figure, axes = _panels("panels", panels, columns)
-    for ax, (title, variants) in zip(axes, panels.items(), strict=True):
-        _check_panels(f"panels[{title!r}]", variants)
-        for (variant, curves), color, style in zip(variants.items(), _cycle(variants), _styles(variants), strict=True):
-            values = np.asarray(curves.values, dtype=float)
-            ax.plot(curves.steps, values.mean(axis=0), style, color=color, linewidth=1.8, label=variant)
-            low, high = values.min(axis=0), values.max(axis=0)
-            ax.fill_between(curves.steps, low, high, color=color, alpha=0.18, linewidth=0)
-        if logarithmic_above is not None:
-            ax.set_yscale("symlog", linthresh=logarithmic_above)
-            ax.yaxis.set_major_locator(SymmetricalLogLocator(linthresh=logarithmic_above, base=10, subs=[1, 2, 5]))
-            ax.yaxis.set_major_formatter(FuncFormatter(_plain))
-        ax.set_title(title)
-        ax.legend(loc="upper right")
-    _label_outside(axes, xlabel, ylabel)
-    return figure
-
-
-def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, columns: int = 2) -> Figure:
-    """Draw means with their intervals, one line a row, and the line of no change.
-
-    Args:
-        panels: Title of the panel to row to mean, lower and upper end; ends that are not a number are not drawn. All
-            panels must have the same rows.
-        xlabel: What the numbers are.
-        columns: Panels a row of the figure.
-
-    Raises:
-        ValueError: If there is no panel or no row, the rows differ, or ``columns`` is below 1.
-    """
-    _check_panels("panels", panels)
-    rows = list(next(iter(panels.values())))
-    for title, entries in panels.items():
-        _check_panels(f"panels[{title!r}]", entries)
-        if list(entries) != rows:
-            raise ValueError(f"`panels` must have the same rows; {title!r} has {list(entries)} instead of {rows}.")
-    figure, axes = _panels("panels", panels, columns, height=max(2.0, 0.8 + 0.24 * len(rows)))
-    for ax, (title, entries) in zip(axes, panels.items(), strict=True):
-        ax.axvline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
-        for place, (mean, low, high) in enumerate(entries.values()):
-            color = _RESOLVED if high < 0 else _CONFLICT if low > 0 else _NEUTRAL
-            ax.plot([low, high], [place, place], color=color, linewidth=1.6)
-            ax.plot([mean], [place], "o", color=color, markersize=4)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_title(title)
-    _label_outside(axes, xlabel, "")
-    return figure
-
-
 _POINTS: dict[str, Any] = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0}
 
 
@@ -320,16 +218,14 @@ def _diagonal(ax: Axes) -> None:
     ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
 
 
-def _panels(
-    argument: str, panels: Mapping[str, object], columns: int, height: float = 3.1
-) -> tuple[Figure, list[Axes]]:
+def _panels(argument: str, panels: Mapping[str, object], columns: int) -> tuple[Figure, list[Axes]]:
     """Make a figure with one Axes per panel. Where the last row has no panel, there is no Axes."""
     _check_panels(argument, panels)
     if columns < 1:
         raise ValueError(f"`columns` must be at least 1; got {columns}.")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(columns, rows, height=height)
+    figure = _figure(columns, rows)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex="row", sharey="row").flat)
     for ax in axes[: len(panels)]:
         _tidy(ax)
@@ -372,11 +268,6 @@ def _tidy(ax: Axes) -> None:
 
 def _cycle(names: Mapping[str, object]) -> list[str]:
     return [_COLORS[index % len(_COLORS)] for index in range(len(names))]
-
-
-def _styles(names: Mapping[str, object]) -> list[str]:
-    """Line styles, which change when the colors start over."""
-    return [("-", "--", ":", "-.")[index // len(_COLORS) % 4] for index in range(len(names))]
 
 
 def _check_panels(argument: str, panels: Mapping[str, object]) -> None:

@@ -1,1 +1,1 @@
-"""What the recipes share: training that is recorded, in parallel, and how methods are compared."""
+"""What the recipes share: command lines, loaders, files, and recorded training runs."""

@@ -1,4 +1,4 @@
-"""What the command lines of the recipes share."""
+"""Shared parts of the command lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from recipes.common.parallel import RunFailedError
 
-__all__ = ["at_least", "exit_status", "make_console", "print_files"]
+__all__ = ["add_run_options", "at_least", "exit_status", "make_console", "print_files"]
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -25,22 +25,25 @@ def at_least(least: int) -> Callable[[str], int]:
     return integer
 
 
+def add_run_options(parser: argparse.ArgumentParser, *, seeds: int, epochs: str, output: str, jobs: int) -> None:
+    """Add `--seeds`, `--epochs`, `--output` and `--jobs` with these defaults."""
+    parser.add_argument("--seeds", type=at_least(1), default=seeds, help="number of seeds; default: %(default)s")
+    parser.add_argument("--epochs", type=at_least(1), help=f"number of epochs; default: {epochs}")
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder; default: %(default)s")
+    parser.add_argument("--jobs", type=at_least(1), default=jobs, help="runs at a time; default: %(default)s")
+
+
 def make_console(width: int) -> Console:
-    """The terminal, or a console of some width where there is none to ask for it."""
+    """The terminal. If the output goes elsewhere, a console of the given width."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
 
 
 def exit_status(command: Callable[[], None], console: Console, interrupted: str) -> int:
-    """Run a command, and say in one line what the user can mend; anything else is a traceback.
-
-    Args:
-        command: What to run.
-        console: Where to say it.
-        interrupted: What to say after Ctrl-C.
+    """Run a command, and print errors that the user can fix without a traceback.
 
     Returns:
-        0; 1 after an error; 130 after Ctrl-C.
+        0; 1 after an error; 130 after Ctrl-C, with the message `interrupted`.
     """
     try:
         command()
@@ -53,7 +56,7 @@ def exit_status(command: Callable[[], None], console: Console, interrupted: str)
     return 0
 
 
-def print_files(console: Console, files: Iterable[tuple[str, Path | str]]) -> None:
-    """One line a file: where it is, and what it holds."""
+def print_files(console: Console, files: Iterable[tuple[str, Path]]) -> None:
+    """Print one line per file: its path, and what it holds."""
     for what, path in files:
         console.print(f"{path}  {what}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Figures that callbacks draw: as pixels, in files and in loggers."""
+"""Saving and logging of figures that callbacks draw."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["require_model", "save_and_log", "to_pixels"]
 
 
 def require_model(callback: L.Callback, module: L.LightningModule, kind: type[L.LightningModule]) -> None:
-    """Refuse other models than the one whose predictions a callback draws; to be called in its `setup`.
+    """Refuse a model whose predictions a callback cannot draw. Call it in the `setup` of the callback.
 
     Raises:
         MisconfigurationException: If the model is of another kind.
@@ -29,22 +29,16 @@ def require_model(callback: L.Callback, module: L.LightningModule, kind: type[L.
 
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as an array (H, W, 3), without pyplot and its state."""
+    """The figure as an array (H, W, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_and_log(figure: Figure, path: Path, key: str, trainer: L.Trainer) -> None:
-    """Write a figure, and hand it to the loggers that take images: TensorBoard's, and those with `log_image`.
+    """Save a figure, and log it to TensorBoard and to loggers with `log_image`. Call it in the first process only.
 
-    A `fast_dev_run`, which has no folder of its own, leaves nothing behind.
-
-    Args:
-        figure: The figure.
-        path: Of the PNG file; its folder is made.
-        key: Name of the image in loggers.
-        trainer: Whose loggers, at its present step. To be called in the first process only.
+    The folder of `path` is made. `key` is the name of the image in loggers. In a `fast_dev_run` nothing is saved.
     """
     pixels = to_pixels(figure)
     if trainer.fast_dev_run:

@@ -1,4 +1,4 @@
-"""Files that are complete or not there, and the folder where recipes keep what they build from data."""
+"""Files that are either complete or missing, and the cache folder of the recipes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ __all__ = ["damaged", "replacing", "user_cache"]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that takes its name when all is written: whatever ends the program leaves no half file.
-
-    Args:
-        path: The name to take. What has it until then stays as it is if the writing fails.
+    """Write a file in one piece: if the program ends too early, an old file of that name stays as it was.
 
     Yields:
-        A new name in the same folder. A killed program leaves it behind, hidden, with the ending `.part`.
+        Another path in the same folder to write to. A killed program leaves it behind, hidden, with the ending `.part`.
     """
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         yield unfinished
-        # On the disk before it has the name, or a loss of power could leave the name and nothing behind it.
+        # After a power loss, the new name must not point to missing data.
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -39,5 +36,5 @@ def user_cache(recipe: str) -> Path:
 
 
 def damaged(path: Path, reason: object) -> ValueError:
-    """What to raise about a file of the cache that cannot be read."""
+    """The error for a damaged file in the cache."""
     return ValueError(f"{path} is damaged: {reason}. Delete it, and it is built anew: rm {shlex.quote(str(path))}")

@@ -1,6 +1,6 @@
-"""Batches of what is in memory, in an order that a seed and the epoch decide, resumable in mid-epoch.
+"""Seeded batches of data in memory. A run can resume in the middle of an epoch.
 
-A `DataLoader` collates item by item, which costs more here than the training step; indexing whole tensors does not.
+A `DataLoader` collates item by item, which takes longer here than the training step. Indexing whole tensors does not.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BatchLoader", "BatchSampler", "SampledLoader", "TensorLoader"]
+__all__ = ["BatchLoader", "BatchSampler", "SampledLoader"]
 
 
 class BatchSampler:
     """Yields the indices of one batch after another.
 
-    The order is a function of `shuffle_seed` and the epoch alone, so paired runs see the same batches and torch's
-    global generator is left alone. The Trainer calls `set_epoch` on its own; in a loop of your own, call it.
+    The order depends only on `shuffle_seed` and the epoch, so paired runs see the same batches. The global generator of
+    torch is not used. The Trainer calls `set_epoch`; in a loop of your own, call it yourself.
 
     Args:
         size: Number of examples.
         batch_size: Examples per batch and process.
-        shuffle_seed: Seed of the order, at least 0; the incomplete last batch is dropped. None: in the stored order,
-            and the last batch is kept.
+        shuffle_seed: Seed of the order, at least 0; an incomplete last batch is dropped. None: the stored order, and
+            the last batch is kept.
         rank: Index of this process.
-        world_size: Number of processes that share the examples, each taking every `world_size`-th one.
+        world_size: Number of processes that share the examples. Each takes every `world_size`-th one.
 
     Raises:
-        ValueError: If an argument is out of range, or not even one batch would come out.
+        ValueError: If an argument is out of range, or there would be no batch.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class BatchSampler:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Tensor]:
-        # A generator: Lightning asks for iterators that it drops, and for this epoch's before it calls `set_epoch`.
-        # Nothing may happen before the first batch is drawn.
+        # A generator does nothing before its first batch is drawn. Lightning creates iterators that it does not use,
+        # and creates the one of an epoch before it calls `set_epoch`.
         first, self._skip = self._skip, 0
         order = self._order()[self.rank :: self.world_size]
         for batch in range(first, len(self)):
@@ -76,48 +76,39 @@ class BatchSampler:
             self._epoch, self._served, self._skip = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int | None]:
-        """Epoch, how many of its batches were handed out, and what decides which they were."""
+        """The epoch, the number of its batches that were served, and the settings."""
         return {"epoch": self._epoch, "served": self._served, "batches": len(self), **self._settings()}
 
-    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
-        """Let the next pass over the saved epoch begin where the saved one was.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the saved epoch where it was.
 
         Raises:
-            ValueError: If that is in the middle of a pass over other batches.
+            ValueError: If the state is from the middle of an epoch with other settings.
         """
-        epoch, served = state["epoch"], state["served"]
-        assert epoch is not None
-        assert served is not None
-        others = [name for name, value in self._settings().items() if state[name] != value]
-        is_complete = served == state["batches"]
-        if others and served and not is_complete:
-            saved, here = ({name: values[name] for name in others} for values in (state, self._settings()))
+        is_complete = state["served"] == state["batches"]
+        others = {name: (state[name], here) for name, here in self._settings().items() if state[name] != here}
+        if others and state["served"] and not is_complete:
             raise ValueError(
-                f"The checkpoint is from the middle of an epoch of other batches: {saved} there, {here} here. Go on"
-                " with what it has, or from the end of an epoch."
+                f"The checkpoint is from the middle of an epoch of other batches (saved, here): {others}. Use the"
+                " settings of the checkpoint, or a checkpoint from the end of an epoch."
             )
-        self._epoch, self._served = epoch, len(self) if is_complete else served
-        self._skip = self._served
+        self._epoch = state["epoch"]
+        self._served = self._skip = len(self) if is_complete else state["served"]
 
     def _settings(self) -> dict[str, int | None]:
-        return {
-            "size": self.size,
-            "batch_size": self.batch_size,
-            "shuffle_seed": self.shuffle_seed,
-            "world_size": self.world_size,
-        }
+        return {name: getattr(self, name) for name in ("size", "batch_size", "shuffle_seed", "world_size")}
 
 
 class SampledLoader(ABC):
-    """Serves the batches that a sampler decides; Lightning saves and restores its position.
+    """Serves the batches of a sampler. Lightning saves and restores its position.
 
-    It is no `DataLoader`, so that Lightning gives it no sampler of its own on several devices.
+    It is not a `DataLoader`, so Lightning does not replace its sampler on several devices.
 
     Args:
-        sampler: What decides the batches. Named as in a `DataLoader`, where Lightning looks for `set_epoch`.
+        sampler: Decides the batches. It has the name that it has in a `DataLoader`: there Lightning finds `set_epoch`.
     """
 
-    batch_sampler = None  # Lightning reads it of whatever has a sampler.
+    batch_sampler = None  # Lightning reads it from every loader with a sampler.
 
     def __init__(self, sampler: BatchSampler) -> None:
         self.sampler = sampler
@@ -128,24 +119,19 @@ class SampledLoader(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Any]:
-        """The batches of an epoch; each is drawn from the sampler when it is handed out."""
+        """The batches of an epoch. Each is drawn from the sampler when it is served."""
 
     def state_dict(self) -> dict[str, int | None]:
         """State of the sampler."""
         return self.sampler.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the sampler."""
         self.sampler.load_state_dict(state)
 
 
 class BatchLoader(SampledLoader):
-    """Serves batches that a function puts together.
-
-    Args:
-        fetch: The indices of a batch (B,) to the batch.
-        sampler: See `SampledLoader`.
-    """
+    """Serves the batches that `fetch` makes from the indices (B,) of the sampler."""
 
     def __init__(self, fetch: Callable[[Tensor], Any], sampler: BatchSampler) -> None:
         super().__init__(sampler)
@@ -153,16 +139,3 @@ class BatchLoader(SampledLoader):
 
     def __iter__(self) -> Iterator[Any]:
         return map(self.fetch, self.sampler)
-
-
-class TensorLoader(BatchLoader):
-    """Serves dicts of equally long tensors.
-
-    Args:
-        tensors: Name to tensor, examples along the first dimension.
-        sampler: See `SampledLoader`.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], sampler: BatchSampler) -> None:
-        self.tensors = dict(tensors)
-        super().__init__(lambda index: {name: tensor[index] for name, tensor in self.tensors.items()}, sampler)

@@ -1,4 +1,4 @@
-"""Independent runs in worker processes that never outlive the program."""
+"""Independent runs in worker processes, which always end with the program."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ Result = TypeVar("Result")
 
 
 class RunFailedError(RuntimeError):
-    """A run failed; the message has its name and the traceback from its worker."""
+    """A run failed. The message has its name and its traceback."""
 
 
 def run_all(
     function: Callable[[Spec], Result], specs: Mapping[str, Spec], jobs: int, prepare: Callable[[], None]
 ) -> Iterator[tuple[str, Result]]:
-    """Call a function for every specification, each in one of several fresh processes.
+    """Call a function for every specification, in fresh worker processes.
 
-    If a run fails, on Ctrl-C, or when the iteration is given up, the workers end at once and the runs that are left
-    never start.
+    If a run fails, on Ctrl-C, or if the iteration is stopped, all workers are killed and no other run starts.
 
     Args:
-        function: Importable by its name, as everything that it takes and returns.
+        function: A function that can be pickled, like its argument and its result.
         specs: Name of the run to its specification, in the order in which to start.
         jobs: Number of processes.
-        prepare: Called once in each process before its first run; importable by its name.
+        prepare: Called in each process before its first run. It must be possible to pickle it.
 
     Yields:
         Name and result of each run, in the order in which they finish.
@@ -57,7 +56,7 @@ def run_all(
             try:
                 result = future.result()
             except BrokenProcessPool as error:
-                # Runs start in order, so that the first ones without a result are those under way.
+                # Runs start in order, so the first ones without a result are the ones that were running.
                 raise RunFailedError(
                     f"A worker process died without a traceback, as when memory runs out, in one of: {left[:jobs]}."
                 ) from error
@@ -75,13 +74,13 @@ def _call(function: Callable[[Spec], Result], name: str, spec: Spec) -> Result:
     try:
         return function(spec)
     except Exception:
-        # From None: the text holds the cause, which may not survive the way back.
+        # The message holds the cause as text, since some exceptions cannot be pickled.
         raise RunFailedError(f"The run {name!r} failed:\n{traceback.format_exc()}") from None
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C, which reaches all of a terminal: their parent ends them."""
+    """Make the processes that start in this block ignore Ctrl-C. The terminal sends it to all, and the parent acts."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -95,7 +94,6 @@ def _start_worker(prepare: Callable[[], None]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait until the parent is gone, however it ended, and end too."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""What runs train on."""
+"""The problems that studies train on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ __all__ = ["Problem"]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(ABC):
-    """Tasks, data and a network for them. Subclass it for your own module, and give the fields that you want to vary.
+    """Tasks, data and a network. Subclass it for your own module, with a field for everything that you want to vary.
 
     Attributes:
-        title: What tables and figures call it.
+        title: Title in tables and figures.
         tasks: Names of the tasks.
-        epochs: How long to train.
-        evaluations: How often to evaluate along training.
+        epochs: Number of epochs.
+        evaluations: How many times to evaluate during training.
         look_every: Look at losses and conflict in every n-th step.
-        multi_task_fields: Fields that change nothing for a single task, so that its baselines can be shared.
+        multi_task_fields: Fields that do not affect a single task. Problems that differ only in these share their
+            single-task baselines.
     """
 
     multi_task_fields: ClassVar[frozenset[str]] = frozenset()
@@ -44,21 +45,17 @@ class Problem(ABC):
 
     @abstractmethod
     def make_model(self, tasks: Sequence[str], method: Aggregator | Scalarizer | None) -> L.LightningModule:
-        """A fresh model, a `MultiTaskMixin`, for some of the tasks; called after the seed was set.
+        """Make a `MultiTaskMixin` for some of the tasks; called after seeding.
 
         Args:
             tasks: All tasks, or the one of a single-task baseline.
-            method: The multi-task method, the model's to use; None for the mean of the losses.
+            method: The multi-task method of the model; None for the mean of the losses.
         """
 
     @abstractmethod
     def make_data(self, tasks: Sequence[str], seed: int) -> L.LightningDataModule:
-        """The data; `seed` decides the order of the training batches and nothing else, so that runs can be paired."""
+        """Make the data. Only the order of the training batches may depend on `seed`, so that runs can be paired."""
 
     def make_callbacks(self, folder: Path) -> list[Callback]:
-        """Callbacks that every run of all tasks has, beside the one that is studied; none by default.
-
-        Args:
-            folder: A folder of the run's own, for what they write.
-        """
+        """Make more callbacks for every multi-task run; none by default. They may write to `folder`."""
         return []

@@ -1,23 +1,19 @@
-"""Progress bars, and runs in worker processes under one."""
+"""Progress bars."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recipes.common.parallel import run_all
+from recipes.common.parallel import Result, Spec, run_all
 
 __all__ = ["make_progress", "run_with_progress"]
 
-Spec = TypeVar("Spec")
-Result = TypeVar("Result")
-
 
 def make_progress(console: Console) -> Progress:
-    """What is under way, how much of it is done, and the time that it took and will take."""
+    """A progress bar with a description, a count, and the elapsed and the remaining time."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,16 +33,7 @@ def run_with_progress(
     console: Console,
     title: str,
 ) -> Iterator[tuple[str, Result]]:
-    """Like `run_all`, and shows how many runs are done.
-
-    Args:
-        function: See `run_all`, as all that is not mentioned here.
-        specs: See there.
-        jobs: See there.
-        prepare: See there.
-        console: Where to show it.
-        title: What is shown until the first run is done.
-    """
+    """Call `run_all` under a progress bar, which shows `title` and then the name of the run that finished last."""
     with make_progress(console) as progress:
         task = progress.add_task(title, total=len(specs))
         for name, result in run_all(function, specs, jobs, prepare):

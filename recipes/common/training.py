@@ -1,4 +1,4 @@
-"""One training run, quiet, seeded and measured."""
+"""Seeded training runs that print nothing and record what they see."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import lightning as L
 import torch
@@ -17,55 +18,31 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback, TeleportReport
-from lightning_cost.triggers import Trigger, dominated_conflict
+from lightning_cost.triggers import dominated_conflict
 
-__all__ = [
-    "Evaluation",
-    "Look",
-    "Measured",
-    "StepRecorder",
-    "ValidationRecorder",
-    "be_a_quiet_worker",
-    "train_and_test",
-]
+__all__ = ["Evaluation", "Look", "Measured", "Recorder", "be_a_quiet_worker", "train_and_test"]
 
-# What Lightning has to say to every small run without loggers.
+# What Lightning says in every small run without loggers.
 _CHATTER = (
     ".*isinstance.treespec, LeafSpec.. is deprecated",
     ".*does not have many workers",
     ".*GPU available but not used",
+    "You are trying to `self.log",
 )
 
 
 @dataclass(frozen=True)
 class Look:
-    """One training step, before any teleport.
-
-    Attributes:
-        step: Optimizer steps taken before it.
-        losses: Task to its loss on the batch.
-        conflict: Whether the trigger holds.
-    """
+    """A training step before any teleport: its number, the task losses, and whether the gradients conflict (Eq. 3)."""
 
     step: int
     losses: dict[str, float]
     conflict: bool
 
-    @property
-    def mean_loss(self) -> float:
-        """Mean of the task losses."""
-        return sum(self.losses.values()) / len(self.losses)
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics after a number of optimizer steps.
-
-    Attributes:
-        step: Optimizer steps taken.
-        metrics: Name to value.
-        seconds: CPU time of training until then, evaluations left out.
-    """
+    """Metrics after a number of optimizer steps, and the CPU time of training so far, without evaluations."""
 
     step: int
     metrics: dict[str, float]
@@ -74,17 +51,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out of one run.
+    """What was measured in one run.
 
     Attributes:
         test: Test metrics after the last step.
         validation: Validation metrics along training.
         looks: The steps that were looked at.
-        reports: The teleports that were tried.
+        reports: The teleports that were tried. Only the first keeps its trace.
         steps: Number of optimizer steps.
         seconds: Wall-clock time of `trainer.fit`.
-        cpu_seconds: CPU time of it, which other work on the machine touches less.
-        test_curve: Test metrics wherever validation metrics were taken, if they were asked for.
+        cpu_seconds: CPU time of `trainer.fit`. Other programs on the machine affect it less.
+        test_curve: Test metrics at the same steps as `validation`, if requested.
     """
 
     test: dict[str, float]
@@ -96,114 +73,110 @@ class Measured:
     cpu_seconds: float
     test_curve: list[Evaluation] = field(default_factory=list)
 
+    def curve(self, split: Literal["validation", "test"]) -> list[Evaluation]:
+        """The evaluations on one split."""
+        return self.validation if split == "validation" else self.test_curve
 
-class StepRecorder(Callback):
-    """Looks at task losses and conflict in every n-th step, the same way with and without a teleport callback.
 
-    It must come before that callback in the Trainer's list, so that it sees the step before the teleport. A step in
-    which nobody else needs task gradients takes longer when it is looked at: `extra_seconds` says by how much.
+class Recorder(Callback):
+    """Records losses and conflict of every n-th step, and the metrics and the CPU time at every validation.
+
+    Put it before the teleport callback: it then sees each step before the teleport. A step that is looked at takes
+    longer if nothing else needs its task gradients. This extra time is left out of the recorded CPU time.
 
     Args:
-        every: Look at every n-th optimizer step.
-        trigger: What counts as conflict.
+        every: Look at every n-th optimizer step; None: at no step.
+        keep_weights: Whether to keep the weights of every validation, on the CPU.
 
     Attributes:
-        looks: What was seen.
+        looks: The steps that were looked at.
+        evaluations: The metrics of every validation, by their names without `val/`.
+        weights: The `state_dict` at each of them, if they are kept.
     """
 
-    def __init__(self, every: int = 10, trigger: Trigger = dominated_conflict) -> None:
-        if every < 1:
+    def __init__(self, every: int | None = 10, keep_weights: bool = False) -> None:
+        if every is not None and every < 1:
             raise ValueError(f"every={every} must be at least 1.")
-        self.every = every
-        self.trigger = trigger
+        self.every, self.keep_weights = every, keep_weights
         self.looks: list[Look] = []
-        self._began = 0.0
-        # CPU seconds and number of the batches of steps that were not looked at, and of those that were.
+        self.evaluations: list[Evaluation] = []
+        self.weights: list[dict[str, Tensor]] = []
+        self._due = False
+        self._train_began = self._batch_began = self._paused = self._evaluating = 0.0
+        self._ended: float | None = None
+        # CPU seconds and number of batches, first of the steps that were not looked at, then of the others.
         self._seconds, self._batches = [0.0, 0.0], [0, 0]
 
-    @property
-    def extra_seconds(self) -> float:
-        """CPU time of the steps that were looked at beyond what as many others take."""
-        if 0 in self._batches:
-            return 0.0
-        return self._seconds[True] - self._batches[True] * self._seconds[False] / self._batches[False]
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._train_began, self._evaluating, self._ended = time.process_time(), 0.0, None
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Ask for the task gradients and the losses of a step that is due."""
-        self._began, self._due = time.process_time(), trainer.global_step % self.every == 0
+        self._batch_began = time.process_time()
+        self._due = self.every is not None and trainer.global_step % self.every == 0
         if self._due:
             assert isinstance(pl_module, MultiTaskMixin)
             pl_module.request_task_gradients()
-            pl_module.record_batches()
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Note what the step looks like."""
         if self._due:
             assert isinstance(pl_module, MultiTaskMixin)
-            gradients = pl_module.task_gradients
+            gradients, logged = pl_module.task_gradients, trainer.callback_metrics
             assert gradients is not None
-            losses = torch.stack([record.losses for record in pl_module.recorded_batches]).mean(dim=0)
-            by_task = dict(zip(gradients.names, losses.tolist(), strict=True))
-            self.looks.append(Look(trainer.global_step, by_task, self.trigger(gradients)))
+            losses = {name: float(logged[f"train/{name}_loss"]) for name in gradients.names}
+            self.looks.append(Look(trainer.global_step, losses, dominated_conflict(gradients)))
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Note how long it took."""
-        self._seconds[self._due] += time.process_time() - self._began
+        self._seconds[self._due] += time.process_time() - self._batch_began
         self._batches[self._due] += 1
-
-
-class ValidationRecorder(Callback):
-    """Keeps the metrics of every validation epoch.
-
-    Args:
-        recorder: What looks at steps, whose extra time does not count.
-        keep_weights: Also keep the weights, on the CPU.
-
-    Attributes:
-        evaluations: The metrics, by their names without `val/`.
-        weights: The `state_dict` at each of them, if they are kept.
-    """
-
-    def __init__(self, recorder: StepRecorder | None = None, keep_weights: bool = False) -> None:
-        self.recorder = recorder
-        self.keep_weights = keep_weights
-        self.evaluations: list[Evaluation] = []
-        self.weights: list[dict[str, Tensor]] = []
-        self._began = self._paused = self._evaluating = 0.0
-        self._ended: float | None = None
-
-    @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._began, self._evaluating, self._ended = time.process_time(), 0.0, None
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock for good."""
         self._ended = time.process_time()
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock."""
         self._paused = time.process_time() if self._ended is None else self._ended
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the metrics, those that the module logs at the end of the epoch among them; the clock goes on."""
-        seconds = self._paused - self._began - self._evaluating
-        if self.recorder is not None:
-            seconds -= self.recorder.extra_seconds
+        # The module has logged its metrics of the whole epoch by now.
+        seconds = self._paused - self._train_began - self._evaluating - self._extra_seconds()
         self.evaluations.append(Evaluation(trainer.global_step, _metrics(trainer, "val/"), seconds))
         if self.keep_weights:
             self.weights.append({name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()})
         self._evaluating += time.process_time() - self._paused
+
+    def _extra_seconds(self) -> float:
+        """CPU time of the steps that were looked at, beyond what the same number of other steps takes."""
+        if 0 in self._batches:
+            return 0.0
+        return self._seconds[True] - self._batches[True] * self._seconds[False] / self._batches[False]
+
+
+class _FirstReport(Callback):
+    """Keeps the first report of teleports with its trace. The callback itself keeps the traces of the last few."""
+
+    def __init__(self, teleport: SymmetryTeleportCallback) -> None:
+        self.teleport = teleport
+        self.first: list[TeleportReport] = []
+
+    @override
+    def on_train_batch_end(self, *args: object) -> None:
+        """Take the report of the first teleport."""
+        self.first = self.first or self.teleport.reports[:1]
+
+    @property
+    def reports(self) -> list[TeleportReport]:
+        """All reports, of which the first alone has its trace."""
+        return self.first + [replace(report, trace=[]) for report in self.teleport.reports[1:]]
 
 
 def train_and_test(
@@ -218,34 +191,34 @@ def train_and_test(
     test_curve: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Measured:
-    """Train from a seed for a number of epochs, then test what the last step left: nothing is selected on the way.
+    """Train from a seed for a number of epochs, then test the weights of the last step. No checkpoint is selected.
 
-    Two runs that differ in `teleport` or in the method of the model alone, start from the same weights and, if the
-    data decide the batches themselves, see the same batches.
+    Two runs that differ only in `teleport` or in the method of the model start from the same weights. They see the same
+    batches if the order of the batches depends on nothing but the data module.
 
     Args:
         make_model: Builds the model; called after seeding.
         data: Training, validation and test data.
-        seed: Seed of everything that draws from the global generators.
+        seed: Seed of the global random number generators.
         epochs: Number of epochs.
         teleport: The callback to train with.
         validate_every: Validate after every n-th epoch, and after the last.
         look_every: Look at losses and conflict in every n-th step; None: never.
-        test_curve: After training, also test the weights of every validation. They are kept in memory until then, and
-            the last are tested last.
-        callbacks: Others to train with.
+        test_curve: Whether to test the weights of every validation too, after training. They are kept in memory until
+            then, and the last are tested last.
+        callbacks: More callbacks to train with.
     """
     L.seed_everything(seed, verbose=False)
     model = make_model()
-    recorder = None if look_every is None else StepRecorder(look_every)
-    validation = ValidationRecorder(recorder, keep_weights=test_curve)
+    recorder = Recorder(look_every, keep_weights=test_curve)
+    first = None if teleport is None else _FirstReport(teleport)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
         check_val_every_n_epoch=validate_every,
         num_sanity_val_steps=0,
-        callbacks=[callback for callback in (recorder, teleport, validation, *callbacks) if callback is not None],
+        callbacks=[callback for callback in (recorder, teleport, first, *callbacks) if callback is not None],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -255,10 +228,10 @@ def train_and_test(
     trainer.fit(model, data)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     steps = trainer.global_step
-    if not validation.evaluations or validation.evaluations[-1].step != steps:
+    if not recorder.evaluations or recorder.evaluations[-1].step != steps:
         trainer.validate(model, data, verbose=False)
     curve = []
-    for weights, evaluation in zip(validation.weights, validation.evaluations, strict=test_curve):
+    for weights, evaluation in zip(recorder.weights, recorder.evaluations, strict=test_curve):
         model.load_state_dict(weights)
         trainer.test(model, data, verbose=False)
         curve.append(replace(evaluation, metrics=_metrics(trainer, "test/")))
@@ -266,9 +239,9 @@ def train_and_test(
         trainer.test(model, data, verbose=False)
     return Measured(
         test=_metrics(trainer, "test/"),
-        validation=validation.evaluations,
-        looks=[] if recorder is None else recorder.looks,
-        reports=[] if teleport is None else teleport.reports,
+        validation=recorder.evaluations,
+        looks=recorder.looks,
+        reports=[] if first is None else first.reports,
         steps=steps,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
@@ -277,7 +250,7 @@ def train_and_test(
 
 
 def be_a_quiet_worker() -> None:
-    """Prepare a process for runs beside others: one thread, and nothing printed but what matters."""
+    """Prepare a process for a run beside others: use one thread, and silence Lightning's usual messages."""
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for message in _CHATTER:

@@ -1,4 +1,4 @@
-"""Two overlaid handwritten digits: multi-task training in seconds, with nothing to download."""
+"""Two overlaid handwritten digits: multi-task training in seconds, without a download."""
 
 from recipes.digits.data import DigitsDataModule
 from recipes.digits.model import DigitsModel

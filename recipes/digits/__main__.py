@@ -12,7 +12,7 @@ __all__ = ["DigitsCLI", "main"]
 
 
 class DigitsCLI(LightningCLI):
-    """LightningCLI in which the tasks of the model decide which targets the data carry."""
+    """LightningCLI that gives the tasks of the model to the data."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link `data.tasks` to `model.tasks`."""
@@ -20,12 +20,8 @@ class DigitsCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> DigitsCLI:
-    """Run one subcommand.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-    """
-    # Threads gain nothing on tensors this small, and wait for each other when the machine has other work.
+    """Run one subcommand."""
+    # More threads do not help with tensors this small, and make each other wait on a busy machine.
     torch.set_num_threads(1)
     return DigitsCLI(
         DigitsModel, DigitsDataModule, args=args, seed_everything_default=0, auto_configure_optimizers=False

@@ -1,4 +1,4 @@
-"""Pairs of handwritten digits laid over each other, with the targets of some tasks."""
+"""Overlaid pairs of handwritten digits, with the targets of some tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from recipes.common.loader import BatchSampler, TensorLoader
+from recipes.common.loader import BatchLoader, BatchSampler
 from recipes.digits.tasks import Digits, chosen_tasks
 
 __all__ = ["DigitsDataModule", "make_pairs", "source_digits"]
@@ -23,28 +23,28 @@ DIGIT = 8
 
 
 def source_digits(split: Split) -> Tensor:
-    """Rows of `sklearn.datasets.load_digits` that a split draws from: disjoint, and the same for every seed."""
+    """Rows of `sklearn.datasets.load_digits` that belong to a split. They do not depend on a seed."""
     order = torch.randperm(sum(SPLIT_SIZES.values()), generator=torch.Generator().manual_seed(1234))
     return dict(zip(SPLIT_SIZES, order.split(list(SPLIT_SIZES.values())), strict=True))[split]
 
 
 @cache
 def _all_digits() -> Digits:
-    # Parsing the file takes longer than a short training run.
+    # Parsing the file takes longer than a short training.
     digits = load_digits()
     return Digits(torch.from_numpy(digits.images).float() / 16, torch.from_numpy(digits.target).long())
 
 
 def make_pairs(split: Split, num: int, seed: int = 0, tasks: Sequence[str] = ("left", "right")) -> dict[str, Tensor]:
-    """Draw pairs of digits, with replacement, and lay each pair over each other.
+    """Draw pairs of digits with replacement, and overlay them.
 
-    The left digit fills the top left 8 x 8 pixels of a 12 x 12 canvas and the right digit the bottom right ones; where
-    they meet, the brighter pixel wins.
+    The left digit fills the top left 8 x 8 pixels of a 12 x 12 canvas, and the right digit the bottom right ones. Where
+    they overlap, the brighter pixel wins.
 
     Args:
         split: Which source digits to draw from.
         num: Number of pairs.
-        seed: Seed of the drawing; each split has its own stream.
+        seed: Seed of the pairs; each split has its own random numbers.
         tasks: Names of `TASKS`.
 
     Returns:
@@ -67,17 +67,16 @@ def make_pairs(split: Split, num: int, seed: int = 0, tasks: Sequence[str] = ("l
 
 
 class DigitsDataModule(L.LightningDataModule):
-    """Overlaid digits; a batch is a dict of `image` and the target of each task, by its name.
+    """Overlaid digits. A batch is a dict of `image` and the target of each task.
 
     Args:
         batch_size: Pairs per batch and process. An incomplete last training batch is dropped.
-        tasks: Names of `TASKS`, at least those that the model is trained on.
+        tasks: Names of `TASKS`, including all tasks of the model.
         num_train: Number of training pairs.
         num_val: Number of validation pairs.
         num_test: Number of test pairs.
         seed: Seed of the pairs. The split of the source digits does not depend on it.
-        shuffle_seed: Seed of the order of the training batches, which nothing else has a say in: runs with the same
-            seed see the same batches.
+        shuffle_seed: Seed of the order of the training batches. Runs with the same seed see the same batches.
 
     Raises:
         ValueError: If an argument is out of range or names an unknown task.
@@ -96,7 +95,7 @@ class DigitsDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         least = {"batch_size": 1, "num_train": 1, "num_val": 1, "num_test": 1, "seed": 0, "shuffle_seed": 0}
-        # The model has tasks as well, and Lightning refuses to log what two modules spell differently.
+        # The model saves its tasks too, and Lightning refuses to log two different values of the same name.
         self.save_hyperparameters(ignore="tasks")
         for name, minimum in least.items():
             if self.hparams[name] < minimum:
@@ -111,22 +110,23 @@ class DigitsDataModule(L.LightningDataModule):
         self.pairs: dict[Split, dict[str, Tensor]] = {}
 
     def setup(self, stage: str) -> None:
-        """Draw the pairs of all splits; it takes milliseconds, whatever the stage needs."""
+        """Draw the pairs of all splits, which takes milliseconds."""
         self.pairs = {split: make_pairs(split, num, self.seed, self.tasks) for split, num in self.sizes.items()}
 
-    def train_dataloader(self) -> TensorLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled training batches."""
         return self._loader("train", self.shuffle_seed)
 
-    def val_dataloader(self) -> TensorLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Validation batches."""
         return self._loader("val", None)
 
-    def test_dataloader(self) -> TensorLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Test batches."""
         return self._loader("test", None)
 
-    def _loader(self, split: Split, shuffle_seed: int | None) -> TensorLoader:
+    def _loader(self, split: Split, shuffle_seed: int | None) -> BatchLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = BatchSampler(self.sizes[split], self.batch_size, shuffle_seed, rank, world_size)
-        return TensorLoader(self.pairs[split], sampler)
+        pairs = self.pairs[split]
+        return BatchLoader(lambda index: {name: tensor[index] for name, tensor in pairs.items()}, sampler)

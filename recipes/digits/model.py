@@ -1,4 +1,4 @@
-"""A small convolutional backbone with one linear head a task."""
+"""A small convolutional backbone with one linear head per task."""
 
 from __future__ import annotations
 
@@ -17,46 +17,34 @@ from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_cost import MultiTaskMixin
-from recipes.digits.tasks import TASKS, Task, chosen_tasks
+from recipes.digits.tasks import TASKS, chosen_tasks
 
 __all__ = ["DigitsModel"]
-
-METRICS = {name: task.metric for name, task in TASKS.items()}
 
 
 def _backbone(width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 3 * 3, width),
-        nn.ReLU(),
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(32 * 3 * 3, width), nn.ReLU()),
     )
 
 
-def _is_regression(name: str) -> bool:
-    return TASKS[name].num_classes is None
-
-
-def _metric(task: Task) -> Metric:
-    return MeanSquaredError() if task.num_classes is None else MulticlassAccuracy(task.num_classes, average="micro")
+def _metric(num_classes: int | None) -> Metric:
+    return MeanSquaredError() if num_classes is None else MulticlassAccuracy(num_classes, average="micro")
 
 
 class DigitsModel(MultiTaskMixin, L.LightningModule):
-    """Reads the two digits of an overlaid pair, or whatever `TASKS` has to ask about them.
+    """Solves some of `TASKS` on overlaid pairs of digits.
 
     Args:
-        tasks: Names of `TASKS`. One alone gives a single-task baseline.
-        width: Features that the backbone hands to the heads. 64 is comfortable for two digits, 16 is narrow.
-        loss_weights: Task to the positive factor of its loss; 1 where a task is missing.
+        tasks: Names of `TASKS`. A single one makes a single-task baseline.
+        width: Features that the heads share. 64 is plenty for two digits, 16 is narrow.
+        loss_weights: Task to the positive factor of its loss; 1 for other tasks.
         mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None for the mean of
             the losses.
         lr: Learning rate of Adam.
-        lr_milestones: Epochs, in increasing order, before which the learning rate is multiplied by `lr_factor`.
+        lr_milestones: Increasing epochs. The learning rate is multiplied by `lr_factor` before each of them.
         lr_factor: The positive factor.
 
     Raises:
@@ -92,11 +80,11 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
         self.mtl_method = mtl_method
         self.lr, self.lr_milestones, self.lr_factor = lr, tuple(lr_milestones), lr_factor
         self.loss_weights = dict.fromkeys(tasks, 1.0) | dict(loss_weights or {})
-        # On CPUs, pooling is several times faster in this layout, and it is half of the work.
+        # Pooling is half of the work, and on a CPU it is several times faster in this memory format.
         self.backbone = _backbone(width).to(memory_format=torch.channels_last)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, task.num_outputs) for name, task in chosen.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, task.num_classes or 1) for name, task in chosen.items()})
         self.metrics = nn.ModuleDict(
-            {stage: nn.ModuleDict({name: _metric(task) for name, task in chosen.items()}) for stage in ("val", "test")}
+            {s: nn.ModuleDict({n: _metric(task.num_classes) for n, task in chosen.items()}) for s in ("val", "test")}
         )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -110,32 +98,32 @@ class DigitsModel(MultiTaskMixin, L.LightningModule):
         """
         features = self.backbone(image)
         outputs = {name: head(features) for name, head in self.heads.items()}
-        return {name: output.squeeze(1) if _is_regression(name) else output for name, output in outputs.items()}
+        return {n: output.squeeze(1) if TASKS[n].num_classes is None else output for n, output in outputs.items()}
 
     def task_losses(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Weighted cross-entropy of what has classes, weighted squared error of what has not."""
-        return {
-            name: self.loss_weights[name]
-            * (F.mse_loss if _is_regression(name) else F.cross_entropy)(prediction, batch[name])
-            for name, prediction in self(batch["image"]).items()
-        }
+        """Weighted cross-entropy of classifications, weighted squared error of regressions."""
+        losses = {}
+        for name, prediction in self(batch["image"]).items():
+            loss = F.mse_loss if TASKS[name].num_classes is None else F.cross_entropy
+            losses[name] = self.loss_weights[name] * loss(prediction, batch[name])
+        return losses
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log `val/<task>_accuracy`, or `val/<task>_mse` for a regression."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the same as in validation, under `test/`."""
+        """Log the same metrics under `test/`."""
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: dict[str, Tensor]) -> None:
         for name, prediction in self(batch["image"]).items():
             metric = self.metrics[stage][name]
             metric.update(prediction, batch[name])
-            self.log(f"{stage}/{name}_{METRICS[name]}", metric, prog_bar=True, batch_size=len(prediction))
+            self.log(f"{stage}/{name}_{TASKS[name].metric}", metric, prog_bar=True, batch_size=len(prediction))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam over backbone and heads, with the drops of the learning rate that were asked for."""
+        """Adam over backbone and heads, with drops of the learning rate at the milestones."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         if not self.lr_milestones:
             return optimizer

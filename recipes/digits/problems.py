@@ -1,9 +1,9 @@
-"""What studies and the demo train on."""
+"""Problems for studies and for the demo."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torchjd.aggregation import Aggregator
@@ -17,24 +17,19 @@ from recipes.digits.tasks import TASKS
 __all__ = ["PROBLEMS", "DigitsProblem"]
 
 
-class _UnloggedModel(DigitsModel):
-    """Logs no training losses: nobody reads them here, and they take a fifth of a step this small."""
+class _RarelyLoggedModel(DigitsModel):
+    """Logs the training losses only in the steps that a study looks at. Logging takes a fifth of a step this small."""
+
+    log_every = 1
 
     def log_dict(self, *args: object, **kwargs: object) -> None:
-        pass
+        if self.trainer.global_step % self.log_every == 0:
+            super().log_dict(*args, **kwargs)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsProblem(Problem):
-    """Some tasks of overlaid digits.
-
-    Attributes:
-        width: Features that the heads share.
-        loss_weights: Factors of the losses.
-        batch_size: Pairs a batch.
-        num_train: Number of training pairs.
-        lr_milestones: Epochs before which the learning rate is multiplied by 0.1.
-    """
+    """Some tasks of overlaid digits. The fields are arguments of `DigitsModel` and `DigitsDataModule`."""
 
     multi_task_fields: ClassVar[frozenset[str]] = frozenset({"loss_weights"})
 
@@ -50,9 +45,11 @@ class DigitsProblem(Problem):
         return {f"{name}_{TASKS[name].metric}": TASKS[name].metric == "accuracy" for name in self.tasks}
 
     def make_model(self, tasks: Sequence[str], method: Aggregator | Scalarizer | None) -> DigitsModel:
-        """A fresh model; the loss of a single-task baseline has no factor."""
-        weights = {task: weight for task, weight in self.loss_weights.items() if len(tasks) > 1}
-        return _UnloggedModel(tasks, self.width, weights, method, lr_milestones=self.lr_milestones)
+        """A fresh model. The loss of a single-task baseline has no factor."""
+        weights = self.loss_weights if len(tasks) > 1 else None
+        model = _RarelyLoggedModel(tasks, self.width, weights, method, lr_milestones=self.lr_milestones)
+        model.log_every = self.look_every
+        return model
 
     def make_data(self, tasks: Sequence[str], seed: int) -> DigitsDataModule:
         """The same pairs for every seed, in another order."""
@@ -71,12 +68,5 @@ PROBLEMS = {
     "narrow": _NARROW,
     "balanced": DigitsProblem(title="balanced", tasks=("left", "right", "ink"), epochs=12, width=64),
     "many": DigitsProblem(title="many tasks", tasks=tuple(TASKS), epochs=12, width=16),
-    "drops": DigitsProblem(
-        title="narrow, learning rate drops",
-        tasks=_NARROW.tasks,
-        epochs=12,
-        width=16,
-        loss_weights=_NARROW.loss_weights,
-        lr_milestones=(6, 9),
-    ),
+    "drops": replace(_NARROW, title="narrow, learning rate drops", lr_milestones=(6, 9)),
 }

@@ -1,4 +1,4 @@
-"""What can be asked of a pair of digits."""
+"""The tasks on a pair of digits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ __all__ = ["TASKS", "Digits", "Task", "chosen_tasks"]
 
 @dataclass(frozen=True)
 class Digits:
-    """One side of the pairs.
-
-    Attributes:
-        images: (N, 8, 8), values in [0, 1].
-        classes: (N,), from 0 to 9.
-    """
+    """The left or the right digits of the pairs: images (N, 8, 8) in [0, 1], and classes (N,) from 0 to 9."""
 
     images: Tensor
     classes: Tensor
@@ -25,10 +20,10 @@ class Digits:
 
 @dataclass(frozen=True)
 class Task:
-    """One target, the number of outputs that it needs and the metric that it is judged by.
+    """A classification or a regression.
 
     Attributes:
-        target: Left and right digits to the targets (N,): class indices, or values where `num_classes` is None.
+        target: Makes the targets (N,) from the left and the right digits: class indices, or values for a regression.
         num_classes: Number of classes; None for a regression.
     """
 
@@ -36,18 +31,13 @@ class Task:
     num_classes: int | None
 
     @property
-    def num_outputs(self) -> int:
-        """Features of the head."""
-        return self.num_classes or 1
-
-    @property
     def metric(self) -> str:
-        """`accuracy`, of which more is better, or `mse`, of which less is."""
+        """Its metric: `accuracy`, or `mse` for a regression."""
         return "mse" if self.num_classes is None else "accuracy"
 
 
 def _ink(left: Digits, right: Digits) -> Tensor:
-    # A variance of about 38 makes it a badly scaled task on purpose.
+    # Badly scaled on purpose: the variance is about 38.
     return 2 * (left.images.sum((1, 2)) - right.images.sum((1, 2)))
 
 
@@ -63,7 +53,7 @@ TASKS: dict[str, Task] = {
 
 
 def chosen_tasks(names: Sequence[str]) -> dict[str, Task]:
-    """Look up some of the tasks, in the order given.
+    """Look up tasks by name, in the given order.
 
     Raises:
         ValueError: If there is no name, an unknown one, or one twice.

@@ -22,9 +22,9 @@ def _name_parity_plots(study: Study, console: Console) -> Iterator[tuple[str, Pa
 DEMO = Demo(
     module="recipes.qm9.demo",
     description="LS and FairGrad with and without COST on 10,000 molecules of QM9",
-    recipe="qm9",
-    problem="qm9:small",
-    quick=("qm9:small,tasks=[mu, homo],num_molecules=180,num_val=30,num_test=30,look_every=1", "180 molecules"),
+    name="qm9",
+    problems={"qm9:small": "qm9:small,tasks=[mu, homo],num_molecules=180,num_val=30,num_test=30,look_every=1"},
+    quick="180 molecules",
     methods=("LS", "FairGrad"),
     conclude=_name_parity_plots,
 )

@@ -93,9 +93,9 @@ def _mean(metrics: Iterable[Metrics]) -> Metrics:
 DEMO = Demo(
     module="recipes.scenes.demo",
     description="FairGrad with and without COST on drawn rooms",
-    recipe="scenes",
-    problem="scenes:rooms",
-    quick=(f"scenes:rooms,{_SMALL}", "12 tiny rooms"),
+    name="scenes",
+    problems={"scenes:rooms": f"scenes:rooms,{_SMALL}"},
+    quick="12 tiny rooms",
     methods=("FairGrad",),
     conclude=_conclude,
 )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from rich.markdown import Markdown
 
-from recipes.common.command import at_least, exit_status, make_console, print_files
+from recipes.common.command import add_run_options, at_least, exit_status, make_console, print_files
 from recipes.methods import METHODS
 from recipes.study.callbacks import CALLBACKS
-from recipes.study.presets import PRESETS, Preset, grid
+from recipes.study.presets import PRESETS, Preset
+from recipes.study.spec import file_stem
 from recipes.study.statistics import Split
 from recipes.study.study import INTERRUPTED, Study
 
@@ -24,14 +23,7 @@ _WIDTH = 160
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a study and write its tables and figures.
-
-    Args:
-        args: Command line without the program's name; None: `sys.argv`.
-
-    Returns:
-        The exit status.
-    """
+    """Run a study, write its tables and figures, and return the exit status."""
     options = _parse(args)
     console = make_console(_WIDTH)
 
@@ -48,24 +40,24 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _study(options: argparse.Namespace) -> tuple[Study, str]:
-    chosen = grid(options.methods or ["LS"], options.callbacks or ["COST"])
-    preset = PRESETS[options.preset] if options.preset else Preset("Methods and callbacks", chosen)
-    name = ",".join([f"{options.recipe}:{options.problem or preset.problem}", *options.set])
-    rows = preset.rows(name)
+    preset = PRESETS.get(options.preset) or Preset(
+        "Methods and callbacks", options.methods or ["LS"], options.callbacks or ["COST"]
+    )
     for option, wanted, known in (
-        ("--methods", options.methods or [], {row.variant.method for row in rows}),
-        ("--callbacks", options.callbacks or [], {row.variant.callback for row in rows} - {""}),
+        ("--methods", options.methods, preset.methods),
+        ("--callbacks", options.callbacks, preset.callbacks),
     ):
-        if not set(wanted) <= known:
+        if not set(wanted or ()) <= set(known):
             raise ValueError(f"`{option}` must be of the preset's {sorted(known)}; got {wanted}.")
+    name = ",".join([f"{options.recipe}:{options.problem or preset.problem}", *options.set])
     rows = [
         row
-        for row in rows
-        if (options.methods is None or row.variant.method in options.methods)
-        and (options.callbacks is None or row.variant.callback in ("", *options.callbacks))
+        for row in preset.rows(name)
+        if row.variant.method in (options.methods or preset.methods)
+        and row.variant.callback in ("", *(options.callbacks or preset.callbacks))
     ]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    stem = re.sub(r"[^A-Za-z0-9.=+-]+", "_", f"{name}_{options.preset or 'grid'}")
+    stem = file_stem(f"{name}_{options.preset or 'grid'}")
     return Study(rows, options.output, seeds, options.epochs, preset.title), stem
 
 
@@ -77,42 +69,27 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"presets:\n{presets}\n\nmethods: {', '.join(METHODS)}\n\ncallbacks: {', '.join(CALLBACKS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe with a `problems` module, such as digits; or a module of yours")
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        metavar="NAME",
-        help="which question to ask (below); default: the methods and callbacks given",
-    )
-    parser.add_argument("--problem", help="problem of the recipe; default: the preset's")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the problem, such as width=8"
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        metavar="METHOD",
-        help="only these methods; without a preset, default: LS",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("recipe", help="a recipe with a module `problems`, such as digits, or a module of yours")
+    add("--preset", choices=PRESETS, metavar="NAME", help="a preset, see below; default: compare methods and callbacks")
+    add("--problem", help="problem of the recipe; default: the preset's")
+    add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the problem, such as width=8")
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="default: all of the preset; without one, LS")
+    add(
         "--callbacks",
         nargs="+",
         metavar="CALLBACK",
-        help="only these callbacks, or module:function; without a preset, default: COST",
+        help="names, or module:function; default: all of the preset; without one, COST",
     )
-    parser.add_argument("--seeds", type=at_least(1), default=5, help="number of seeds; default: 5")
-    parser.add_argument("--first-seed", type=at_least(0), default=0, help="default: 0")
-    parser.add_argument("--epochs", type=at_least(1), help="how long to train; default: as the problem says")
-    parser.add_argument(
+    add("--first-seed", type=at_least(0), default=0, help="default: %(default)s")
+    add(
         "--split",
         choices=get_args(Split),
         default="validation",
-        help="which metrics to compare; choose on validation, and look at test once",
+        help="which metrics to compare; choose settings on validation, and look at test once",
     )
-    parser.add_argument("--output", type=Path, default=Path("study_output"), help="folder; default: study_output")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--jobs", type=at_least(1), default=cores, help=f"runs at a time; default: {cores}, the cores")
+    add_run_options(parser, seeds=5, epochs="as the problem says", output="study_output", jobs=cores)
     return parser.parse_args(args)
 
 

@@ -1,8 +1,8 @@
-"""The settings of COST that studies compare, by name."""
+"""Settings of COST that studies compare, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +12,13 @@ from lightning_cost import LevelSetSearch, PenaltySearch, SymmetryTeleportCallba
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, RandomDirection, Reversed
 from lightning_cost.triggers import Majority
 from recipes.common.problem import Problem
-from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
+from recipes.study.experimental import (
+    EpochTeleportCallback,
+    LookAhead,
+    LookAheadCallback,
+    RunningDirection,
+    SmoothedTrigger,
+)
 from recipes.study.problem import import_object
 
 __all__ = ["CALLBACKS", "make_callback"]
@@ -21,7 +27,7 @@ Factory = Callable[[Problem, int], SymmetryTeleportCallback]
 
 
 def _cost(**settings: Any) -> Factory:
-    # Objectives and triggers have state, which belongs to one run.
+    # Objectives and triggers have a state that must not be shared between runs.
     return lambda problem, seed: SymmetryTeleportCallback(seed=seed, **deepcopy(settings))
 
 
@@ -31,28 +37,25 @@ def _paper(**settings: Any) -> Factory:
     )
 
 
-def _third(index: int, **settings: Any) -> Factory:
+def _during(epochs: Callable[[Problem], Iterable[int]], **settings: Any) -> Factory:
     def make(problem: Problem, seed: int) -> SymmetryTeleportCallback:
-        first, end = (problem.epochs * part // 3 for part in (index, index + 1))
-        return _in_epochs(range(first, end), problem, seed=seed, **deepcopy(settings))
+        chosen = sorted(epoch for epoch in epochs(problem) if epoch < problem.epochs)
+        if not chosen:
+            raise ValueError(
+                f"The problem {problem.title!r} has no epoch to teleport in: it has {problem.epochs} epochs, and the"
+                f" learning rate drops before epochs {list(_drops(problem))}. Train longer, or leave out this callback."
+            )
+        return EpochTeleportCallback(chosen, seed=seed, **deepcopy(settings))
 
     return make
 
 
-def _after_drops(problem: Problem, seed: int) -> SymmetryTeleportCallback:
-    """In the two epochs after each drop of the learning rate."""
-    drops = getattr(problem, "lr_milestones", ())
-    return _in_epochs({drop + offset for drop in drops for offset in (0, 1)}, problem, seed=seed)
+def _third(index: int) -> Callable[[Problem], Iterable[int]]:
+    return lambda problem: range(problem.epochs * index // 3, problem.epochs * (index + 1) // 3)
 
 
-def _in_epochs(epochs: Collection[int], problem: Problem, **settings: Any) -> SymmetryTeleportCallback:
-    chosen = sorted(epoch for epoch in epochs if epoch < problem.epochs)
-    if not chosen:
-        raise ValueError(
-            f"The problem {problem.title!r} has no epoch to teleport in: {problem.epochs} epochs, learning rate drops"
-            f" {list(getattr(problem, 'lr_milestones', ()))}. Train for longer, or leave this callback out."
-        )
-    return EpochTeleportCallback(chosen, **settings)
+def _drops(problem: Problem) -> Iterable[int]:
+    return getattr(problem, "lr_milestones", ())
 
 
 CALLBACKS: dict[str, Factory] = {
@@ -60,10 +63,10 @@ CALLBACKS: dict[str, Factory] = {
     # Controls.
     "random direction": _cost(objective=RandomDirection()),
     "reversed direction": _cost(objective=Reversed(ConflictAlignment())),
-    # The paper, and its parts (Table 4): loss invariance, gradient maximization, historical trajectory reuse.
+    # The paper and its parts (Table 4): loss invariance, gradient maximization, historical trajectory reuse.
     "paper": _paper(),
     "L_t": _paper(search=PenaltySearch(gamma=0.0, relative=False), history="keep"),
-    "L_g": _paper(search=PenaltySearch(gamma=0.1, relative=False, invariance_weight=0.0), history="keep"),
+    "L_g": _paper(search=PenaltySearch(gamma=0.1, invariance_weight=0.0), history="keep"),
     "L_t + L_g": _paper(history="keep"),
     # Searches.
     "full rank": _cost(search=LevelSetSearch(full_rank=True)),
@@ -74,19 +77,16 @@ CALLBACKS: dict[str, Factory] = {
     "gradient norm": _cost(objective="gradient_norm"),
     "sharpness": _cost(objective="sharpness"),
     "flatter": _cost(objective=Reversed(GradientNorm())),
-    "look ahead": _cost(objective=LookAhead()),
-    "running direction": _cost(objective=RunningDirection(ConflictAlignment(), decay=0.5)),
-    **{
-        f"running direction, every {every}": _cost(objective=RunningDirection(ConflictAlignment(), 0.7, every))
-        for every in (2, 4)
-    },
+    "look ahead": lambda problem, seed: LookAheadCallback(LookAhead(), seed=seed),
+    "running direction": _cost(objective=RunningDirection(decay=0.5)),
+    "running direction, every 2": _cost(objective=RunningDirection(decay=0.7, every=2)),
+    "running direction, every 4": _cost(objective=RunningDirection(decay=0.7, every=4)),
     # History.
     "history momentum": _cost(history="momentum"),
     "history paper": _cost(history="paper"),
     "history reset": _cost(history="reset"),
-    # Rank, batches, interval.
-    **{f"rank {rank}": _cost(adapter=LoraConfig(r=rank)) for rank in (1, 2, 10)},
-    **{f"{count} batches": _cost(num_batches=count) for count in (2, 4)},
+    # Rank and interval.
+    **{f"rank {rank}": _cost(search=LevelSetSearch(rank=rank)) for rank in (1, 2, 10)},
     **{f"every {interval} steps": _cost(check_every_n_steps=interval) for interval in (2, 4, 8)},
     "every 2 steps, random direction": _cost(check_every_n_steps=2, objective=RandomDirection()),
     "every 2 steps, reversed direction": _cost(check_every_n_steps=2, objective=Reversed(ConflictAlignment())),
@@ -98,27 +98,25 @@ CALLBACKS: dict[str, Factory] = {
     "running mean": _cost(trigger=SmoothedTrigger()),
     # Adapters of the penalty search (Table 8).
     **{
-        f"{name} adapter": _cost(search=PenaltySearch(steps=20, lr=1e-3), adapter=adapter, max_per_epoch=1)
+        f"{name} adapter": _cost(search=PenaltySearch(adapter, steps=20, lr=1e-3), max_per_epoch=1)
         for name, adapter in (("LoRA", LoraConfig(r=5)), ("LoHa", LoHaConfig(r=5)), ("LoKr", LoKrConfig(r=5)))
     },
     # Times.
     "from the start": _cost(start_epoch=0),
-    "first third": _third(0),
-    "middle third": _third(1),
-    "last third": _third(2),
-    "last third, flatter": _third(2, objective=Reversed(GradientNorm())),
-    "after drops": _after_drops,
+    "first third": _during(_third(0)),
+    "middle third": _during(_third(1)),
+    "last third": _during(_third(2)),
+    "last third, flatter": _during(_third(2), objective=Reversed(GradientNorm())),
+    # In the two epochs after each drop of the learning rate.
+    "after drops": _during(lambda problem: {drop + later for drop in _drops(problem) for later in (0, 1)}),
 }
-"""Name to what makes a fresh callback for a problem."""
+"""Name to a function that makes a fresh callback for a problem and a seed."""
 
 
 def make_callback(name: str, problem: Problem, seed: int) -> SymmetryTeleportCallback:
-    """A fresh callback.
+    """Make a fresh callback for a problem and a seed.
 
-    Args:
-        name: One of `CALLBACKS`, or `package.module:NAME` of a function of the problem and the seed that returns one.
-        problem: The problem that it is for.
-        seed: The seed of the run, for the random numbers of the search.
+    `name` is one of `CALLBACKS`, or `package.module:NAME` of a function of a problem and a seed.
 
     Raises:
         ValueError: If there is no such callback, or it does not fit the problem.

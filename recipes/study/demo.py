@@ -1,21 +1,20 @@
-"""What `make` shows of a recipe: a small study, its tables and figures, from one command."""
+"""The demos of the recipes: a small study, with its tables and figures, in one command."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from recipes.common.command import at_least, exit_status, make_console, print_files
-from recipes.common.compare import Variant
+from recipes.common.command import add_run_options, exit_status, make_console, print_files
+from recipes.study.presets import Preset
 from recipes.study.problem import find_problem
-from recipes.study.spec import Row
 from recipes.study.study import INTERRUPTED, Study
 
 __all__ = ["Demo"]
@@ -27,47 +26,44 @@ _WIDTH = 160
 class Demo:
     """A command that trains methods with and without COST and reports the test metrics.
 
-    Whatever interrupts it, the same command goes on with the runs that are not finished.
+    If it is interrupted, the same command goes on with the unfinished runs.
 
     Attributes:
-        module: What is behind `python -m`.
+        module: Module to run with `python -m`.
         description: What it trains.
-        recipe: Name of the recipe; the output goes to `<recipe>_output` unless told otherwise.
-        problem: The problem.
-        quick: One that tells within seconds whether anything runs, and what it is.
-        methods: The methods.
-        conclude: What to do with the finished study: print more, and return what was written.
+        name: Beginning of the file names; the default folder is `<name>_output`.
+        problems: Names of the problems, each with the name of a small one for `--quick`.
+        quick: What `--quick` does.
+        methods: Names of the methods.
+        conclude: Prints more about the finished study, and yields what else was written.
+        seeds: Default number of seeds.
     """
 
     module: str
     description: str
-    recipe: str
-    problem: str
-    quick: tuple[str, str]
-    methods: tuple[str, ...]
+    name: str
+    problems: Mapping[str, str]
+    quick: str
+    methods: Sequence[str]
     conclude: Callable[[Study, Console], Iterable[tuple[str, Path]]]
+    seeds: int = 1
 
     def run(self, args: Sequence[str] | None = None) -> int:
-        """Train, compare and draw.
-
-        Args:
-            args: Command line without the program's name; None: `sys.argv`.
-
-        Returns:
-            The exit status.
-        """
+        """Train, compare and draw, and return the exit status."""
         options = self._parse(args)
         console = make_console(_WIDTH)
         return exit_status(lambda: self._compare(options, console), console, INTERRUPTED)
 
     def _compare(self, options: argparse.Namespace, console: Console) -> None:
         began = time.perf_counter()
-        problem = self.quick[0] if options.quick else self.problem
-        rows = [Row(problem, Variant(method, callback)) for method in self.methods for callback in ("", "COST")]
-        study = Study(rows, options.output, range(options.seeds), options.epochs, f"{self.description}: test metrics")
+        problems = self.problems.values() if options.quick else self.problems
+        preset = Preset(f"{self.description}: test metrics", self.methods, ["COST"])
+        rows = [row for problem in problems for row in preset.rows(problem)]
+        seeds = range(1 if options.quick else options.seeds)
+        study = Study(rows, options.output, seeds, options.epochs, preset.title)
         study.run(options.jobs, console)
         results = study.results("test")
-        written = list(results.write(options.output, self.recipe))
+        written = list(results.write(options.output, self.name))
         console.print(Markdown(results.markdown()))
         written += self.conclude(study, console)
         print_files(console, written)
@@ -75,12 +71,8 @@ class Demo:
 
     def _parse(self, args: Sequence[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=f"{self.description}.")
-        epochs, output = find_problem(self.problem).epochs, Path(f"{self.recipe}_output")
-        parser.add_argument("--epochs", type=at_least(1), help=f"default: {epochs}")
-        parser.add_argument("--seeds", type=at_least(1), default=1, help="number of seeds; default: 1")
-        parser.add_argument("--output", type=Path, default=output, help=f"folder; default: {output}")
-        parser.add_argument(
-            "--jobs", type=at_least(1), default=min(2, os.cpu_count() or 1), help="runs at a time; default: 2"
-        )
-        parser.add_argument("--quick", action="store_true", help=f"{self.quick[1]}: does it run at all?")
+        epochs = " and ".join(str(find_problem(name).epochs) for name in self.problems)
+        jobs, output = min(2, os.cpu_count() or 1), f"{self.name}_output"
+        add_run_options(parser, seeds=self.seeds, epochs=epochs, output=output, jobs=jobs)
+        parser.add_argument("--quick", action="store_true", help=f"check that it runs: one seed, {self.quick}")
         return parser.parse_args(args)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_cost.plots import Curves, before_after, intervals, learning_curves
-from recipes.common.compare import SINGLE_TASK, Variant
+from lightning_cost.plots import before_after
+from recipes.common.compare import Variant
 from recipes.common.training import Measured
-from recipes.study.statistics import Change, Curve, RowSummary, Split
+from recipes.study.plots import Curves, intervals, learning_curves
+from recipes.study.statistics import Curve, RowSummary
 
 __all__ = ["draw"]
 
 _POINTS = 40
-_LOOKS_A_SPAN = 5
+_LOOKS_PER_SPAN = 5
 _LINEAR_UP_TO = 100.0
-_SHOWN = 4
+_MOST_ROWS = 4
 
 
 def draw(
@@ -26,76 +27,57 @@ def draw(
     curves: Mapping[Variant, Mapping[int, Curve]],
     summaries: Sequence[RowSummary],
     folder: Path,
-    split: Split,
+    label: str,
 ) -> Iterator[tuple[str, Path]]:
-    """Write the figures of one problem.
+    """Write the figures of one problem, and yield what each shows, and its file.
 
     Args:
-        stem: Of the files' names.
+        stem: Beginning of the file names.
         by_variant: The runs of the problem, see `group`.
         curves: Their Δm%, see `delta_m_curves`.
         summaries: Their summaries.
         folder: Where to write.
-        split: Which split the curves are of.
-
-    Yields:
-        What a figure shows, and its file.
+        label: What the curves show.
     """
-    methods = list(dict.fromkeys(variant.method for variant in curves))
-    by_method = {method: {v: c for v, c in curves.items() if v.method == method} for method in methods}
-    label = f"{split} Δm%"
+    over_steps: dict[str, dict[str, Curves]] = {}
+    over_time: dict[str, dict[str, Curves]] = {}
+    shares: dict[str, dict[str, Curves]] = {}
+    for variant, of_seeds in curves.items():
+        method, callback, runs = variant.method, variant.callback or "without", list(of_seeds.values())
+        over_steps.setdefault(method, {})[callback] = _over_steps(runs)
+        over_time.setdefault(method, {})[callback] = _over_time(runs)
+        shares.setdefault(method, {})[callback] = _conflict_share(list(by_variant[variant].values()))
     highest = max(float(curve.values.max()) for of_seeds in curves.values() for curve in of_seeds.values())
     limit = _LINEAR_UP_TO if highest > _LINEAR_UP_TO else None
 
     path = folder / f"{stem}_curves_steps.png"
-    panels = {
-        method: {_label(variant): _over_steps(list(of_seeds.values())) for variant, of_seeds in variants.items()}
-        for method, variants in by_method.items()
-    }
-    learning_curves(panels, label, logarithmic_above=limit).savefig(path)
+    learning_curves(over_steps, label, logarithmic_above=limit).savefig(path)
     yield "Δm% against optimizer steps, mean and range over the seeds", path
 
     path = folder / f"{stem}_curves_time.png"
-    panels = {
-        method: {_label(variant): _over_time(list(of_seeds.values())) for variant, of_seeds in variants.items()}
-        for method, variants in by_method.items()
-    }
-    learning_curves(panels, label, logarithmic_above=limit, xlabel="CPU time of training, s").savefig(path)
+    learning_curves(over_time, label, logarithmic_above=limit, xlabel="CPU time of training, s").savefig(path)
     yield "Δm% against training time (Fig. 11)", path
 
-    changed = [summary for summary in summaries if summary.same_steps is not None]
-    if changed:
-        path = folder / f"{stem}_changes.png"
-        intervals(
-            {
-                "at equal steps": {str(s.variant): _ends(s.same_steps) for s in changed},
-                "at equal time": {str(s.variant): _ends(s.same_time) for s in changed},
-            },
-            f"change of {label}",
-        ).savefig(path)
-        yield "paired changes with their 95% intervals", path
-
     path = folder / f"{stem}_conflict.png"
-    panels = {
-        method: {_label(variant): _conflict_share(list(by_variant[variant].values())) for variant in variants}
-        for method, variants in by_method.items()
-    }
-    learning_curves(panels, "share of conflicting steps").savefig(path)
+    learning_curves(shares, "share of conflicting steps").savefig(path)
     yield "share of conflicting steps along training (Fig. 5a)", path
 
-    moved = {
-        str(variant): next(iter(runs.values())).reports
-        for variant, runs in by_variant.items()
-        if variant.method != SINGLE_TASK and any(report.accepted for report in next(iter(runs.values())).reports)
-    }
+    changes: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in summaries:
+        for title, change in (("at equal steps", row.same_steps), ("at equal time", row.same_time)):
+            if change is not None:
+                changes.setdefault(title, {})[str(row.variant)] = change.mean, change.low, change.high
+    if changes:
+        path = folder / f"{stem}_changes.png"
+        intervals(changes, f"change of {label}").savefig(path)
+        yield "paired changes with their 95% intervals", path
+
+    first_seeds = {str(variant): next(iter(by_variant[variant].values())).reports for variant in curves}
+    moved = [title for title, reports in first_seeds.items() if any(report.accepted for report in reports)]
     if moved:
         path = folder / f"{stem}_before_after.png"
-        before_after(dict(list(moved.items())[:_SHOWN])).savefig(path)
-        yield f"cosines and gradient norms before and after teleports, first seed, {_SHOWN} rows at most (Fig. 8)", path
-
-
-def _label(variant: Variant) -> str:
-    return variant.callback or "without"
+        before_after({title: first_seeds[title] for title in moved[:_MOST_ROWS]}).savefig(path)
+        yield "cosines and gradient norms before and after teleports of the first seed (Fig. 8)", path
 
 
 def _over_steps(curves: Sequence[Curve]) -> Curves:
@@ -111,9 +93,9 @@ def _over_time(curves: Sequence[Curve]) -> Curves:
 
 
 def _conflict_share(runs: Sequence[Measured]) -> Curves:
-    """Shares over spans of the training, each wide enough to hold some of the steps that were looked at."""
+    """Shares over spans of the training. Each span is wide enough for some of the steps that were looked at."""
     count = min(len(run.looks) for run in runs)
-    spans = min(max(1, count // _LOOKS_A_SPAN), _POINTS)
+    spans = min(max(1, count // _LOOKS_PER_SPAN), _POINTS)
     edges = np.linspace(0, min(run.steps for run in runs), spans + 1)
     shares = []
     for run in runs:
@@ -121,8 +103,3 @@ def _conflict_share(runs: Sequence[Measured]) -> Curves:
         flags = np.array([look.conflict for look in run.looks], dtype=float)
         shares.append([flags[places == span].mean() for span in range(spans)])
     return Curves(list((edges[:-1] + edges[1:]) / 2), shares)
-
-
-def _ends(change: Change | None) -> tuple[float, float, float]:
-    assert change is not None
-    return change.mean, change.low, change.high

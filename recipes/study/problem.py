@@ -1,4 +1,4 @@
-"""How the problems of studies are named."""
+"""Problems by name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["baseline_problem", "find_problem", "import_object"]
 
 
 def find_problem(name: str) -> Problem:
-    """The problem of a name.
+    """Look up a problem.
 
     Args:
         name: `recipe:problem` for one of `PROBLEMS` in `recipes.<recipe>.problems`, such as `digits:narrow`, or
-            `package.module:NAME` for a `Problem` of yours. Overrides of its fields follow behind commas, dotted for an
-            entry of a mapping: `digits:narrow,width=8,loss_weights.right=0.1`.
+            `package.module:NAME` for a `Problem` of yours. You can change its fields after commas, and single entries
+            of a mapping after a dot: `digits:narrow,width=8,loss_weights.right=0.1`.
 
     Raises:
         ValueError: If there is no such problem, or it has no such field.
@@ -39,23 +39,19 @@ def find_problem(name: str) -> Problem:
 
 
 def baseline_problem(name: str) -> str:
-    """The name of the problem that has the single-task baselines of a problem."""
+    """Name of the problem whose single-task runs are the baselines of a problem."""
     address, *overrides = _split(name)
     ignored = find_problem(name).multi_task_fields
     return ",".join([address, *(text for text in overrides if text.partition("=")[0].partition(".")[0] not in ignored)])
 
 
 def import_object(address: str) -> Any:
-    """What `package.module:NAME` names.
-
-    Raises:
-        ValueError: If there is no such thing.
-    """
+    """Import `package.module:NAME`. If there is no such object, this is a ValueError."""
     module, _, name = address.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{address!r} must be the name of a module, a colon and a name in it: {error}.") from error
+        raise ValueError(f"{address!r} must be a module, a colon and a name in that module: {error}.") from error
 
 
 def _module(name: str) -> ModuleType:
@@ -64,14 +60,14 @@ def _module(name: str) -> ModuleType:
         try:
             return importlib.import_module(candidate)
         except ModuleNotFoundError as error:
-            # What a module that is there misses is another matter.
+            # If the module exists and one of its own imports is missing, the user must see that.
             if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
                 raise
     raise ValueError(f"A recipe or module must be one of {candidates}; there is none of them. Got {name!r}.")
 
 
 def _split(name: str) -> list[str]:
-    """The parts between commas, but for those within brackets."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for character in name:
         depth += (character in "[{(") - (character in "]})")
@@ -101,7 +97,7 @@ def _value(text: str, old: Any, path: str) -> Any:
     value = yaml.safe_load(text)
     if isinstance(old, int | float) and not isinstance(old, bool):
         try:
-            # YAML takes 1e-3 for a word.
+            # YAML reads 1e-3 as a string.
             value = type(old)(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path!r} must be a number like {old!r}; got {text!r}.") from error

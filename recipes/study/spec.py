@@ -1,4 +1,4 @@
-"""One run of a study, and the name under which it is stored."""
+"""The runs of a study, and the names under which they are stored."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.study.problem import baseline_problem, find_problem
 
-__all__ = ["Row", "RunSpec", "plan"]
+__all__ = ["Row", "RunSpec", "file_stem", "plan"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: what is run with every seed.
-
-    Attributes:
-        problem: See `find_problem`.
-        variant: The method, without a callback or with one.
-    """
+    """One row of a table, which is run with every seed. `problem` is a name as in `find_problem`."""
 
     problem: str
     variant: Variant
@@ -30,11 +25,11 @@ class RunSpec:
     """One run.
 
     Attributes:
-        problem: See `find_problem`.
-        variant: The method, or the single-task baseline, without a callback or with one.
+        problem: Name of the problem, see `find_problem`.
+        variant: The method or the single-task baseline, without a callback or with one.
         seed: Seed of the initial weights and of the order of the batches.
-        epochs: How long to train.
-        task: The one task of a single-task run.
+        epochs: Number of epochs.
+        task: The task of a single-task run.
     """
 
     problem: str
@@ -45,28 +40,21 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """Unique among the runs, and the stem of a file."""
-        parts = [
-            self.problem,
-            self.variant.method,
-            self.variant.callback or "plain",
-            self.task or "",
-            f"e{self.epochs}",
-        ]
-        words = (re.sub(r"[^A-Za-z0-9.=+-]+", "_", part).strip("_") for part in parts if part)
-        return "__".join([*words, f"s{self.seed}"])
+        """A unique name that can be a file name."""
+        parts = (self.problem, self.variant.method, self.variant.callback or "plain", self.task or "")
+        return "__".join([*(file_stem(part).strip("_") for part in parts if part), f"e{self.epochs}", f"s{self.seed}"])
+
+
+def file_stem(text: str) -> str:
+    """The text with an underscore for all that does not belong in a file name."""
+    return re.sub(r"[^A-Za-z0-9.=+-]+", "_", text)
 
 
 def plan(rows: Sequence[Row], seeds: Sequence[int], epochs: int | None = None) -> list[RunSpec]:
-    """All runs of a study: the rows, and for each problem its single-task baselines.
-
-    Args:
-        rows: The rows.
-        seeds: Seeds of each row.
-        epochs: How long to train everything; None: as the problems say.
+    """List all runs of a study: the rows, and the single-task baselines of each problem. See `Study`.
 
     Raises:
-        ValueError: If a seed is given twice or none at all, or two runs have names that cannot be told apart in a file.
+        ValueError: If there is no seed, if a seed is given twice, or if two runs would have the same file name.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"`seeds` must hold at least one seed, each once; got {list(seeds)}.")

@@ -17,31 +17,31 @@ from recipes.common.problem import Problem
 from recipes.common.training import Evaluation, Measured
 from recipes.study.store import Record
 
-__all__ = ["Change", "Curve", "RowSummary", "Split", "paired_change", "summarize"]
+__all__ = ["Change", "Curve", "RowSummary", "Split", "delta_m_curves", "final_metrics", "group", "paired_change"]
 
 Split = Literal["validation", "test"]
+_LEAST_SEEDS, _RESAMPLES = 4, 9999
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Δm% of one run along training.
-
-    Attributes:
-        steps: Optimizer steps, shape (T,).
-        seconds: CPU time of training, shape (T,).
-        values: Δm%, shape (T,).
-    """
+    """Δm% of one run along training, after optimizer steps and seconds of CPU time; all of shape (T,)."""
 
     steps: np.ndarray
     seconds: np.ndarray
     values: np.ndarray
 
+    @property
+    def pace(self) -> float:
+        """Seconds per step."""
+        return float(self.seconds[-1] / self.steps[-1])
+
     def at_step(self, step: float) -> float:
-        """The value after a number of steps, interpolated."""
+        """The interpolated value after a number of steps."""
         return float(np.interp(step, self.steps, self.values))
 
     def at_second(self, second: float) -> float:
-        """The value after a training time, interpolated; not a number before the first evaluation."""
+        """The interpolated value after a training time. It is NaN before the first evaluation."""
         return float(np.interp(second, self.seconds, self.values, left=math.nan))
 
 
@@ -50,14 +50,16 @@ class Change:
     """A paired change of Δm% over seeds; negative is better.
 
     Attributes:
-        mean: Its mean.
-        low: Lower end of the bootstrap 95% interval; not a number for fewer than four seeds.
+        mean: Mean over the seeds.
+        error: Its standard error; NaN for one seed.
+        low: Lower end of the bootstrap 95% interval; NaN for fewer than four seeds.
         high: Upper end.
-        better: In how many seeds it is negative.
+        better: In how many seeds the change is negative.
         seeds: Number of seeds.
     """
 
     mean: float
+    error: float
     low: float
     high: float
     better: int
@@ -69,21 +71,19 @@ class RowSummary:
     """One row of a table.
 
     Attributes:
-        problem: Name of the problem.
-        variant: The variant.
+        variant: The method, without a callback or with one.
         metrics: Metrics at the end.
         delta_m: Δm% at the end.
-        same_steps: Change against the method without a callback after as many steps; None without a callback.
-        same_time: The same after as much training time.
+        same_steps: Change after the same number of steps, against the method without a callback. None without one.
+        same_time: Change after the same training time.
         mean_rank: Mean rank over the metrics, among the rows of the problem.
-        conflict: Share of the steps looked at that conflict.
+        conflict: Share of conflicting steps among those that were looked at.
         tried: Teleports tried, in all seeds.
-        accepted: Teleports accepted, in all seeds.
+        accepted: Those of them that were accepted.
         milliseconds: Mean CPU time of a training step.
-        slowdown: Time of a step relative to the method without a callback, the median over the seeds.
+        slowdown: Time of a step relative to the method without a callback, median over the seeds.
     """
 
-    problem: str
     variant: Variant
     metrics: dict[str, Estimate]
     delta_m: Estimate
@@ -97,90 +97,61 @@ class RowSummary:
     slowdown: float | None
 
 
-_LEAST_SEEDS, _RESAMPLES = 4, 9999
-
-
-def paired_change(differences: Sequence[float], seed: int = 0) -> Change:
-    """Mean of paired differences and its bootstrap 95% interval: the studentized one ("bootstrap-t").
+def paired_change(differences: Sequence[float]) -> Change:
+    """Mean of paired differences and its studentized bootstrap 95% interval ("bootstrap-t").
 
     With 5 seeds of normal differences it misses the truth in 6 of 100 studies. The bias-corrected and accelerated
     interval, the usual choice, misses it in 19, and in 10 with 10 seeds. Fewer than 4 seeds have no interval.
-
-    Args:
-        differences: One a seed.
-        seed: Seed of the resampling.
     """
-    values = np.asarray(differences, dtype=float)
+    values, count = np.asarray(differences, dtype=float), len(differences)
     if np.isnan(values).any():
-        return Change(math.nan, math.nan, math.nan, 0, len(values))
-    mean, count = float(values.mean()), len(values)
+        return Change(math.nan, math.nan, math.nan, math.nan, 0, count)
+    estimate = Estimate.of(values.tolist())
     low = high = math.nan
     if count >= _LEAST_SEEDS:
-        samples = values[np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))]
+        samples = values[np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))]
         errors = samples.std(axis=1, ddof=1)
-        # A resample of one value alone has no spread to measure its mean by.
+        # A resample that repeats a single value has no spread to compare its mean with.
         spread = errors > 1e-9 * (values.std() or 1.0)
-        ratios = (samples.mean(axis=1) - mean)[spread] / errors[spread]
+        ratios = (samples.mean(axis=1) - values.mean())[spread] / errors[spread]
         upper, lower = np.quantile(ratios, [0.975, 0.025]) if spread.any() else (0.0, 0.0)
-        error = values.std(ddof=1)
-        low, high = float(mean - upper * error), float(mean - lower * error)
-    return Change(mean, low, high, int((values < 0).sum()), count)
+        low, high = (float(values.mean() - end * values.std(ddof=1)) for end in (upper, lower))
+    return Change(estimate.mean, estimate.error, low, high, int((values < 0).sum()), count)
 
 
-def summarize(name: str, problem: Problem, records: Iterable[Record], split: Split) -> list[RowSummary]:
-    """Summarize the runs of one problem, one entry a variant in the order of their first runs.
-
-    Args:
-        name: Name of the problem.
-        problem: The problem.
-        records: Its runs, single-task ones among them.
-        split: Which metrics to compare.
-    """
+def summarize(problem: Problem, records: Iterable[Record], split: Split) -> list[RowSummary]:
+    """Summarize the runs of one problem, including its single-task runs: one entry per variant, in their order."""
     by_variant = group(records)
     curves = delta_m_curves(problem, by_variant, split)
-    rows = [variant for variant in by_variant if variant.method != SINGLE_TASK]
-    finals = {
-        variant: {seed: evaluations(measured, split)[-1].metrics for seed, measured in by_variant[variant].items()}
-        for variant in rows
-    }
-    names = list(problem.higher_is_better)
-    estimates = {
-        variant: {metric: Estimate.of([metrics[metric] for metrics in finals[variant].values()]) for metric in names}
-        for variant in rows
-    }
-    ranks = mean_rank(
-        torch.tensor([[estimates[variant][metric].mean for metric in names] for variant in rows]),
-        list(problem.higher_is_better.values()),
-    ).tolist()
+    metrics = {variant: final_metrics(problem, by_variant[variant].values(), split) for variant in curves}
+    means = torch.tensor([[estimate.mean for estimate in of_row.values()] for of_row in metrics.values()])
+    ranks = mean_rank(means, list(problem.higher_is_better.values())).tolist()
 
     summaries = []
-    for variant, rank in zip(rows, ranks, strict=True):
-        runs = by_variant[variant]
+    for (variant, of_seeds), rank in zip(curves.items(), ranks, strict=True):
+        runs = by_variant[variant].values()
+        looks = [look.conflict for measured in runs for look in measured.looks]
+        reports = [report for measured in runs for report in measured.reports]
         same_steps = same_time = slowdown = None
         if variant.callback and variant.plain in curves:
-            pairs = [(curves[variant][seed], curves[variant.plain][seed]) for seed in runs]
-            same_steps = paired_change(
-                [a.at_step(end) - b.at_step(end) for a, b in pairs for end in [_last_step(a, b)]]
-            )
-            same_time = paired_change(
-                [a.at_second(end) - b.at_second(end) for a, b in pairs for end in [_last_second(a, b)]]
-            )
-            slowdown = statistics.median(_pace(a) / _pace(b) for a, b in pairs)
-        looks = [look.conflict for measured in runs.values() for look in measured.looks]
-        reports = [report for measured in runs.values() for report in measured.reports]
+            pairs = [(curve, curves[variant.plain][seed]) for seed, curve in of_seeds.items()]
+            steps = [(a, b, min(a.steps[-1], b.steps[-1])) for a, b in pairs]
+            seconds = [(a, b, min(a.seconds[-1], b.seconds[-1])) for a, b in pairs]
+            same_steps = paired_change([a.at_step(end) - b.at_step(end) for a, b, end in steps])
+            same_time = paired_change([a.at_second(end) - b.at_second(end) for a, b, end in seconds])
+            slowdown = statistics.median(a.pace / b.pace for a, b in pairs)
         summaries.append(
             RowSummary(
-                problem=name,
                 variant=variant,
-                metrics=estimates[variant],
-                delta_m=Estimate.of([float(curve.values[-1]) for curve in curves[variant].values()]),
+                metrics=metrics[variant],
+                delta_m=Estimate.of([float(curve.values[-1]) for curve in of_seeds.values()]),
                 same_steps=same_steps,
                 same_time=same_time,
                 mean_rank=rank,
                 conflict=statistics.fmean(looks) if looks else math.nan,
                 tried=len(reports),
                 accepted=sum(report.accepted for report in reports),
-                milliseconds=1000 * statistics.fmean(_pace(curve) for curve in curves[variant].values()),
+                milliseconds=1000 * statistics.fmean(curve.pace for curve in of_seeds.values()),
                 slowdown=slowdown,
             )
         )
@@ -188,7 +159,7 @@ def summarize(name: str, problem: Problem, records: Iterable[Record], split: Spl
 
 
 def group(records: Iterable[Record]) -> dict[Variant, dict[int, Measured]]:
-    """Runs by variant and seed. The single-task runs of a seed become one, with the metrics of all tasks."""
+    """Group runs by variant and seed. The single-task runs of a seed become one, with the metrics of all tasks."""
     by_variant: dict[Variant, dict[int, Measured]] = {}
     for record in records:
         of_seeds = by_variant.setdefault(record.spec.variant, {})
@@ -197,63 +168,38 @@ def group(records: Iterable[Record]) -> dict[Variant, dict[int, Measured]]:
     return by_variant
 
 
+def final_metrics(problem: Problem, runs: Iterable[Measured], split: Split) -> dict[str, Estimate]:
+    """Metrics at the end of training, over the seeds."""
+    ends = [measured.curve(split)[-1].metrics for measured in runs]
+    return {name: Estimate.of([metrics[name] for metrics in ends]) for name in problem.higher_is_better}
+
+
 def delta_m_curves(
     problem: Problem, by_variant: Mapping[Variant, Mapping[int, Measured]], split: Split
 ) -> dict[Variant, dict[int, Curve]]:
-    """Δm% of every run along training (Eq. 14), against the mean of the single-task runs where those end.
+    """Δm% of every run along training (Eq. 14), against the mean of the finished single-task runs."""
+    singles = final_metrics(problem, by_variant[Variant(SINGLE_TASK)].values(), split)
+    against, directions = [estimate.mean for estimate in singles.values()], list(problem.higher_is_better.values())
 
-    Args:
-        problem: The problem.
-        by_variant: See `group`.
-        split: Which metrics.
-    """
-    names = list(problem.higher_is_better)
-    directions = list(problem.higher_is_better.values())
-    singles = [evaluations(measured, split)[-1].metrics for measured in by_variant[Variant(SINGLE_TASK)].values()]
-    against = [statistics.fmean(metrics[name] for metrics in singles) for name in names]
-    curves: dict[Variant, dict[int, Curve]] = {}
-    for variant, runs in by_variant.items():
-        if variant.method == SINGLE_TASK:
-            continue
-        for seed, measured in runs.items():
-            taken = evaluations(measured, split)
-            values = torch.tensor([[evaluation.metrics[name] for name in names] for evaluation in taken])
-            curves.setdefault(variant, {})[seed] = Curve(
-                np.array([evaluation.step for evaluation in taken]),
-                np.array([evaluation.seconds for evaluation in taken]),
-                delta_m(values.double(), against, directions).numpy(),
-            )
-    return curves
+    def curve(measured: Measured) -> Curve:
+        taken = measured.curve(split)
+        values = [[evaluation.metrics[name] for name in singles] for evaluation in taken]
+        return Curve(
+            np.array([evaluation.step for evaluation in taken]),
+            np.array([evaluation.seconds for evaluation in taken]),
+            delta_m(torch.tensor(values, dtype=torch.float64), against, directions).numpy(),
+        )
 
-
-def evaluations(measured: Measured, split: Split) -> list[Evaluation]:
-    """The evaluations of a run on one split."""
-    return measured.validation if split == "validation" else measured.test_curve
+    return {
+        variant: {seed: curve(measured) for seed, measured in runs.items()}
+        for variant, runs in by_variant.items()
+        if variant.method != SINGLE_TASK
+    }
 
 
 def _merged(first: Measured, second: Measured) -> Measured:
-    def both(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> list[Evaluation]:
-        return [
-            Evaluation(a.step, {**a.metrics, **b.metrics}, a.seconds + b.seconds)
-            for a, b in zip(ours, theirs, strict=True)
-        ]
+    def both(split: Split) -> list[Evaluation]:
+        pairs = zip(first.curve(split), second.curve(split), strict=True)
+        return [Evaluation(a.step, {**a.metrics, **b.metrics}, a.seconds + b.seconds) for a, b in pairs]
 
-    return replace(
-        first,
-        test={**first.test, **second.test},
-        validation=both(first.validation, second.validation),
-        test_curve=both(first.test_curve, second.test_curve),
-    )
-
-
-def _last_step(*curves: Curve) -> float:
-    return min(float(curve.steps[-1]) for curve in curves)
-
-
-def _last_second(*curves: Curve) -> float:
-    return min(float(curve.seconds[-1]) for curve in curves)
-
-
-def _pace(curve: Curve) -> float:
-    """Seconds a step."""
-    return float(curve.seconds[-1] / curve.steps[-1])
+    return replace(first, test={**first.test, **second.test}, validation=both("validation"), test_curve=both("test"))

@@ -1,4 +1,4 @@
-"""A study: a grid of methods, callbacks and seeds, from the runs to the tables."""
+"""A study: a grid of methods, callbacks and seeds."""
 
 from __future__ import annotations
 
@@ -18,32 +18,19 @@ from recipes.study.store import Store
 __all__ = ["INTERRUPTED", "Study"]
 
 INTERRUPTED = "Interrupted. Finished runs are kept: the same command goes on with the others."
-"""What to tell a user who ends a study."""
+"""Message after Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of methods, callbacks and seeds.
-
-    It can be interrupted at any time and run again: what is finished is on disk.
+    """A grid of methods, callbacks and seeds. You can interrupt it at any time and run it again.
 
     Args:
-        rows: What to run; see `Row`. Each with a callback is compared with that of the same problem and method without.
-        output: Folder of the runs. Studies may share it: a run that two of them need is done once.
+        rows: What to run. A row with a callback is compared with the row of the same problem and method without one.
+        output: Folder of the runs. Studies that share it also share their runs.
         seeds: Seeds of each row.
-        epochs: How long to train everything; None: as the problems say.
-        title: What the tables say above.
-
-    Example:
-        ```python
-        from recipes.study import Row, Study, Variant
-
-        rows = [Row("digits:narrow", Variant("LS")), Row("digits:narrow", Variant("LS", "COST"))]
-        study = Study(rows, output=Path("study_output"), seeds=range(5))
-        if __name__ == "__main__":  # the runs are in processes of their own, which import this file
-            study.run(jobs=2)
-            print(study.results().markdown())
-        ```
+        epochs: Number of epochs of all runs; None: as the problems say.
+        title: Title of the tables.
     """
 
     rows: Sequence[Row]
@@ -57,29 +44,33 @@ class Study:
         """All runs."""
         return plan(self.rows, self.seeds, self.epochs)
 
+    @property
+    def store(self) -> Store:
+        """Where finished runs are stored."""
+        return Store(self.output / "runs")
+
     def folder(self, spec: RunSpec) -> Path:
-        """Where the callbacks of a run's problem write, see `Problem.make_callbacks`."""
-        return self.output / "runs" / spec.name
+        """Folder of the files that the callbacks of a run's problem write, see `Problem.make_callbacks`."""
+        return self.store.folder / spec.name
 
     def run(self, jobs: int = 1, console: Console | None = None) -> int:
-        """Do the runs that are missing; returns how many. See `run_missing`."""
-        return run_missing(self.specs, self.output / "runs", jobs, console or Console())
+        """Run what is missing, and return the number of these runs. See `run_missing`."""
+        return run_missing(self.specs, self.store, jobs, console or Console())
 
     def results(self, split: Split = "validation") -> Results:
-        """What the finished runs say.
+        """Collect the finished runs.
 
         Args:
-            split: Which metrics. Choose settings on `validation`, and look at `test` once, when you have chosen.
+            split: Which metrics. Choose settings on `validation`, and look at `test` once, after the choice.
 
         Raises:
             StoredRunError: If a run is missing.
         """
-        store = Store(self.output / "runs")
-        loaded = {spec: store.load(spec) for spec in self.specs}
+        loaded = [self.store.load(spec) for spec in self.specs]
         records = {}
         for name in dict.fromkeys(row.problem for row in self.rows):
             baseline = baseline_problem(name)
             records[name] = [
-                record for spec, record in loaded.items() if spec.problem == (name if spec.task is None else baseline)
+                record for record in loaded if record.spec.problem == (name if record.spec.task is None else baseline)
             ]
         return Results(self.title, list(self.seeds), split, records)

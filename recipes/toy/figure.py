@@ -1,10 +1,9 @@
-"""The ways of the point, drawn over the mean of both losses."""
+"""The trajectories of the point, drawn over the mean of both losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -20,41 +19,42 @@ from recipes.toy.run import Run
 
 __all__ = ["draw"]
 
-# Blue, vermilion and purple, which eyes of every kind can tell apart.
+# Blue, vermilion and purple, which most color-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#8E2A80")
 _LIMIT = 11.0
 _LEVELS = np.arange(-16, 10, 2)
-# The light half of a gray map, so that lines stand out.
+# The light half of a gray colormap, so that lines stand out.
 _SHADES = ListedColormap(mpl.colormaps["bone"](np.linspace(0.55, 0.97, len(_LEVELS) - 1)))
-_STYLES: tuple[Literal["--", "-"], ...] = ("--", "-")
 
 
 def draw(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Draw the trajectories of two methods, and their gap to the Pareto front, and save the figure.
-
-    Args:
-        runs: Method to its runs, one for each of three starts.
-        path: Image file to write.
-    """
+    """Draw the trajectories of two methods, one for each of three starts, and their gaps to the Pareto front."""
     figure = Figure(figsize=(15, 5.2), layout="constrained")
-    left, right, curves = figure.subplots(1, 3)
-    for axes, (method, ways) in zip((left, right), runs.items(), strict=True):
-        _map(axes)
+    left, right, gaps = figure.subplots(1, 3)
+    for axes, style, (method, of_method) in zip((left, right), ("--", "-"), runs.items(), strict=True):
+        _draw_losses(axes)
         axes.set_title(method)
-        for run, color in zip(ways, _COLORS, strict=True):
-            _trajectory(axes, run, color)
+        gaps.plot([], [], style, color="black", label=method)
+        for run, color in zip(of_method, _COLORS, strict=True):
+            _draw_trajectory(axes, run, color)
+            gaps.plot(run.gaps, style, color=color, linewidth=1.8)
     left.set_ylabel(r"$\theta_2$")
     right.tick_params(labelleft=False)
     shades = ScalarMappable(BoundaryNorm(_LEVELS, _SHADES.N), _SHADES)
-    figure.colorbar(
-        shades, ax=[left, right], label=r"mean loss $(L_1 + L_2)\,/\,2$", ticks=_LEVELS[::2], shrink=0.85, pad=0.02
-    )
-    _curves(curves, runs)
-    figure.legend(handles=_legend(runs), loc="outside lower center", ncols=7, frameon=False)
+    label = r"mean loss $(L_1 + L_2)\,/\,2$"
+    figure.colorbar(shades, ax=[left, right], label=label, ticks=_LEVELS[::2], shrink=0.85, pad=0.02)
+    gaps.set(title="Gap to the Pareto front", xlabel="optimizer step", ylabel="how far both losses can still fall")
+    gaps.set_yscale("log")
+    gaps.set_box_aspect(1)
+    gaps.grid(alpha=0.3)
+    gaps.spines[["top", "right"]].set_visible(False)
+    gaps.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.88))
+    starts = [run.points[0].tolist() for run in next(iter(runs.values()))]
+    figure.legend(handles=_legend(starts), loc="outside lower center", ncols=7, frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _map(axes: Axes) -> None:
+def _draw_losses(axes: Axes) -> None:
     ticks = torch.linspace(-_LIMIT, _LIMIT, 400, dtype=torch.float64)
     t1, t2 = torch.meshgrid(ticks, ticks, indexing="xy")
     mean = toy_losses(torch.stack([t1, t2], dim=-1)).mean(dim=-1)
@@ -64,7 +64,7 @@ def _map(axes: Axes) -> None:
     axes.set(xlim=(-_LIMIT, _LIMIT), ylim=(-_LIMIT, _LIMIT), aspect="equal", xlabel=r"$\theta_1$")
 
 
-def _trajectory(axes: Axes, run: Run, color: str) -> None:
+def _draw_trajectory(axes: Axes, run: Run, color: str) -> None:
     axes.plot(*run.points.T, color=color, linewidth=1.8, zorder=4)
     for before, after in run.jumps:
         axes.plot(*torch.stack([before, after]).T, color="gold", linewidth=3, solid_capstyle="round", zorder=5)
@@ -73,22 +73,7 @@ def _trajectory(axes: Axes, run: Run, color: str) -> None:
     axes.plot(*run.points[-1], marker, color=color, markersize=size, markeredgecolor="white", zorder=7)
 
 
-def _curves(axes: Axes, runs: Mapping[str, Sequence[Run]]) -> None:
-    for style, ways in zip(_STYLES, runs.values(), strict=True):
-        for run, color in zip(ways, _COLORS, strict=True):
-            axes.plot(run.gaps, style, color=color, linewidth=1.8)
-    axes.set(title="Gap to the Pareto front", xlabel="optimizer step", ylabel="how far both losses can still fall")
-    axes.set_yscale("log")
-    axes.set_box_aspect(1)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    methods = [Line2D([], [], color="black", linestyle=s, label=m) for s, m in zip(_STYLES, runs, strict=True)]
-    axes.legend(handles=methods, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.88))
-
-
-def _legend(runs: Mapping[str, Sequence[Run]]) -> list[Line2D]:
-    starts = [run.points[0].tolist() for run in next(iter(runs.values()))]
-
+def _legend(starts: Sequence[tuple[float, float]]) -> list[Line2D]:
     def mark(label: str, marker: str, color: str = "0.35") -> Line2D:
         return Line2D([], [], linestyle="", marker=marker, color=color, markersize=10, label=label)
 

@@ -1,4 +1,4 @@
-"""The two parameters as a shared module, so that everything that trains a network trains them."""
+"""The two parameters as a module that trains like any network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class ToyModel(MultiTaskMixin, L.LightningModule):
     """A linear layer that turns the number 1 into the point (t1, t2); its weight is the point.
 
     Args:
-        start: Where the point is at first, (t1, t2).
+        start: The first point (t1, t2).
         mtl_method: A TorchJD aggregator of the task gradients or scalarizer of the task losses; None for the mean of
             the losses.
         lr: Learning rate of Adam.
-        betas: Memory of Adam. The usual 0.999 for squared gradients keeps the steep walls of a valley in memory for
-            thousands of steps, and the steps short for as long.
+        betas: Betas of Adam. With the usual 0.999, Adam remembers the steep walls of a valley for thousands of steps,
+            and its steps stay short for as long.
     """
 
     shared_module = "backbone"
@@ -36,8 +36,7 @@ class ToyModel(MultiTaskMixin, L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.9),
     ) -> None:
         super().__init__()
-        self.mtl_method = mtl_method
-        self.lr, self.betas = lr, betas
+        self.mtl_method, self.lr, self.betas = mtl_method, lr, betas
         self.backbone = nn.Linear(1, 2, bias=False)
         with torch.no_grad():
             self.backbone.weight.copy_(torch.tensor(start).unsqueeze(1))
@@ -48,12 +47,7 @@ class ToyModel(MultiTaskMixin, L.LightningModule):
         return self.backbone.weight.detach().flatten().clone()
 
     def task_losses(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """L1 and L2 at the point.
-
-        Args:
-            batch: The number 1, shape (1, 1).
-            batch_idx: Not used.
-        """
+        """L1 and L2 at the point, from a batch that is the number 1, shape (1, 1)."""
         return dict(zip(TASKS, toy_losses(self.backbone(batch).squeeze(0)), strict=True))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

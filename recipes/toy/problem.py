@@ -15,7 +15,7 @@ TASKS = ("L1", "L2")
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
 """The standard starts (t1, t2)."""
 
-# Keeps the logarithms finite at the bottom of their valleys.
+# Keeps the logarithms finite in their valleys.
 _SMALLEST = 5e-6
 
 
@@ -43,9 +43,9 @@ def toy_losses(theta: Tensor) -> Tensor:
 def pareto_front() -> Tensor:
     """Points of the Pareto front, evenly spaced along t1 from -7 to 7.
 
-    It lies in the bowls. A weighted sum of both losses is stationary in t1 where t1 / 7 is the difference of the
-    weights. Put into its derivative by t2, this leaves one equation for t2, with one root between -9 and -8: -8.355 at
-    t1 = 0, where the mean of the losses has its minimum, and -8.434 at both ends.
+    It lies in the bowls. A weighted sum of both losses is stationary in t1 if t1 / 7 is the difference of the weights.
+    Insert this into its derivative by t2: one equation for t2 remains. Bisection finds its root between -9 and -8:
+    -8.355 at t1 = 0, where the mean of the losses has its minimum, and -8.434 at both ends.
 
     Returns:
         Points (t1, t2), shape (2001, 2), float64.
@@ -64,8 +64,8 @@ def pareto_front() -> Tensor:
 def gap_to_front(theta: Tensor) -> float:
     """By how much both losses can still fall at once; 0 on the Pareto front.
 
-    The point of the front that lowers both equally has the same difference of the losses, which grows steadily from one
-    end of the front to the other. Past an end, the end is the best point.
+    The point of the front that lowers both losses equally has the same difference of the losses. This difference is
+    monotonic along the front. Beyond an end of the front, that end is the best point.
 
     Args:
         theta: A point (t1, t2), shape (2,).

@@ -1,11 +1,7 @@
-"""Train the point from one start, and keep its way."""
+"""Train the point from one start, and record its trajectory."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,70 +14,21 @@ from lightning_cost import SymmetryTeleportCallback, TeleportReport
 from recipes.toy.model import ToyModel
 from recipes.toy.problem import gap_to_front
 
-__all__ = ["REACHED", "Run", "Trajectory", "train"]
-
-# Of one worker, of `log` while nothing is logged, and of Lightning's own use of an older PyTorch function.
-_EXPECTED = (".*does not have many workers", "You are trying to `self.log", ".*LeafSpec.* is deprecated")
+__all__ = ["REACHED", "Run", "train"]
 
 REACHED = 1e-3
-"""The Pareto front counts as reached where both losses can fall by no more than this."""
-
-
-class Trajectory(L.Callback):
-    """Keeps where the point was, and stops training at the Pareto front.
-
-    Put it after other callbacks, so that it sees their teleports.
-
-    Attributes:
-        points: The start, then the point after each step.
-        gaps: By how much both losses can still fall at each of them.
-        jumps: The point before and after each teleport.
-    """
-
-    def __init__(self) -> None:
-        self.points: list[Tensor] = []
-        self.gaps: list[float] = []
-        self.jumps: list[tuple[Tensor, Tensor]] = []
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the start."""
-        self._keep(_point(pl_module))
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Keep the jump, if the point moved since the last step."""
-        point = _point(pl_module)
-        if not torch.equal(point, self.points[-1]):
-            self.jumps.append((self.points[-1], point))
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep the point, and stop if it is at the front."""
-        self._keep(_point(pl_module))
-        if self.gaps[-1] <= REACHED:
-            trainer.should_stop = True
-
-    def _keep(self, point: Tensor) -> None:
-        self.points.append(point)
-        self.gaps.append(gap_to_front(point))
-
-
-def _point(module: L.LightningModule) -> Tensor:
-    assert isinstance(module, ToyModel)
-    return module.point
+"""The Pareto front counts as reached if both losses can fall by no more than this."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One way of the point.
+    """One trajectory of the point.
 
     Attributes:
         points: The start, then the point after each step, shape (steps + 1, 2).
-        gaps: By how much both losses can still fall at each of them, as many.
+        gaps: By how much both losses can still fall at each point.
         jumps: The point before and after each teleport, shape (teleports, 2, 2).
-        reports: What was tried.
+        reports: The teleports that were tried.
     """
 
     points: Tensor
@@ -100,43 +47,54 @@ class Run:
         return self.gaps[-1] <= REACHED
 
 
+class _Trajectory(L.Callback):
+    """Records the points, and stops training at the Pareto front."""
+
+    def __init__(self) -> None:
+        self.points: list[Tensor] = []
+        self.gaps: list[float] = []
+        self.jumps: list[Tensor] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._record(pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        # The teleport callback comes first, so this sees its teleports.
+        before, after = self.points[-1], _point(pl_module)
+        if not torch.equal(before, after):
+            self.jumps.append(torch.stack([before, after]))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._record(pl_module)
+        if self.gaps[-1] <= REACHED:
+            trainer.should_stop = True
+
+    def _record(self, module: L.LightningModule) -> None:
+        self.points.append(_point(module))
+        self.gaps.append(gap_to_front(self.points[-1]))
+
+
+def _point(module: L.LightningModule) -> Tensor:
+    assert isinstance(module, ToyModel)
+    return module.point
+
+
 def train(model: ToyModel, steps: int, teleport: SymmetryTeleportCallback | None = None) -> Run:
-    """Train until the Pareto front is reached, or until the steps are used up.
-
-    Args:
-        model: The point.
-        steps: Most optimizer steps, all of one epoch.
-        teleport: COST; None trains without.
-    """
-    trajectory = Trajectory()
-    with _quiet():
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=1,
-            # Logging would take as long as everything else in a step of two parameters.
-            barebones=True,
-            callbacks=[trajectory] if teleport is None else [teleport, trajectory],
-        )
-        trainer.fit(model, DataLoader([torch.ones(1, 1)] * steps, batch_size=None))
-    return Run(
-        torch.stack(trajectory.points),
-        trajectory.gaps,
-        torch.stack([torch.stack(jump) for jump in trajectory.jumps]) if trajectory.jumps else torch.empty(0, 2, 2),
-        [] if teleport is None else teleport.reports,
+    """Train until the Pareto front is reached, for one epoch of at most so many steps, without COST or with it."""
+    trajectory = _Trajectory()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        # Logging takes as long as everything else in a step with two parameters.
+        barebones=True,
+        callbacks=[trajectory] if teleport is None else [teleport, trajectory],
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what Lightning says at every run: its devices, and that nothing is logged."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in _EXPECTED:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        logger.setLevel(level)
+    trainer.fit(model, DataLoader([torch.ones(1, 1)] * steps, batch_size=None))
+    jumps = torch.stack(trajectory.jumps) if trajectory.jumps else torch.empty(0, 2, 2)
+    reports = [] if teleport is None else teleport.reports
+    return Run(torch.stack(trajectory.points), trajectory.gaps, jumps, reports)

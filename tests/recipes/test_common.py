@@ -1,4 +1,4 @@
-"""What the recipes share: recorded runs, worker processes, and comparisons worked by hand."""
+"""What the recipes share: files, recorded runs and worker processes."""
 
 import gc
 import math
@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from lightning_cost import SymmetryTeleportCallback
-from recipes.common.compare import SINGLE_TASK, Estimate, Run, Variant, baselines, compare, delta_m_of
+from recipes.common.compare import Estimate
 from recipes.common.files import replacing
 from recipes.common.parallel import RunFailedError, run_all
-from recipes.common.training import Look, Measured, StepRecorder, train_and_test
+from recipes.common.training import Recorder, train_and_test
 from recipes.digits import DigitsDataModule, DigitsModel
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -104,7 +104,7 @@ def test_every_nth_step_is_looked_at():
     assert [look.step for look in measured.looks] == [0, 7, 14]
     assert [evaluation.step for evaluation in measured.validation] == [20]
     with pytest.raises(ValueError, match="every=0"):
-        StepRecorder(every=0)
+        Recorder(every=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ parallel
@@ -199,32 +199,7 @@ def test_there_must_be_a_job():
         next(run_all(eval, {"a": "1"}, jobs=0, prepare=nothing))
 
 
-# ------------------------------------------------------------------------------------------------------------- compare
-
-DIRECTIONS = {"accuracy": True, "mse": False}
-
-
-def make_run(method, seed, callback="", conflicts=(), seconds=1.0, **test):
-    looks = [Look(step, {"a": 1.0, "b": 3.0}, conflict) for step, conflict in enumerate(conflicts)]
-    return Run(Variant(method, callback), seed, Measured(test, [], looks, [], 10, seconds, seconds))
-
-
-# Baselines: accuracy 0.8, mse 2.0.
-RUNS = [
-    make_run(SINGLE_TASK, 0, accuracy=0.7),
-    make_run(SINGLE_TASK, 1, accuracy=0.9),
-    make_run(SINGLE_TASK, 0, mse=1.0),
-    make_run(SINGLE_TASK, 1, mse=3.0),
-    # 50% worse and 50% worse; 25% worse and 0: Δm 50 and 12.5.
-    make_run("LS", 0, accuracy=0.4, mse=3.0, conflicts=(True, False), seconds=1.0),
-    make_run("LS", 1, accuracy=0.6, mse=2.0, conflicts=(True, True), seconds=3.0),
-    # In another order of the seeds: 0 and 10% better, -5; 25% worse and 25% worse, 25.
-    make_run("LS", 1, callback="COST", accuracy=0.8, mse=1.8, conflicts=(False, False)),
-    make_run("LS", 0, callback="COST", accuracy=0.6, mse=2.5, conflicts=(False, True)),
-    # 12.5% better and 20% worse, 3.75, twice.
-    make_run("UPGrad", 0, accuracy=0.9, mse=2.4, conflicts=(False,)),
-    make_run("UPGrad", 1, accuracy=0.9, mse=2.4, conflicts=(False,)),
-]
+# --------------------------------------------------------------------------------------------------- estimates, clock
 
 
 def test_estimate_of_hand_computed_values():
@@ -234,43 +209,11 @@ def test_estimate_of_hand_computed_values():
     assert math.isnan(Estimate.of([7.0]).error)
 
 
-def test_baselines_are_the_means_of_the_single_task_runs():
-    found = baselines(RUNS)
-    assert {name: estimate.mean for name, estimate in found.items()} == {"accuracy": 0.8, "mse": 2.0}
-    assert found["mse"].error == pytest.approx(1.0)
-    assert baselines(RUNS, lambda measured: {"steps": measured.steps})["steps"].mean == 10
-
-
-def test_delta_m_of_hand_computed_values():
-    assert delta_m_of({"accuracy": 0.4, "mse": 3.0}, {"accuracy": 0.8, "mse": 2.0}, DIRECTIONS) == pytest.approx(50)
-
-
-def test_a_comparison_worked_by_hand():
-    plain, cost, upgrad = compare(RUNS, DIRECTIONS)
-    assert [str(summary.variant) for summary in (plain, cost, upgrad)] == ["LS", "LS + COST", "UPGrad"]
-    assert plain.metrics["accuracy"] == Estimate(pytest.approx(0.5), pytest.approx(0.1))
-    assert plain.delta_m == Estimate(pytest.approx(31.25), pytest.approx(18.75))
-    assert cost.delta_m == Estimate(pytest.approx(10.0), pytest.approx(15.0))
-    assert upgrad.delta_m == Estimate(pytest.approx(3.75), pytest.approx(0.0, abs=1e-9))
-    # Seed 0: 25 - 50, seed 1: -5 - 12.5.
-    assert cost.change == Estimate(pytest.approx(-21.25), pytest.approx(3.75))
-    assert plain.change is None
-    # Accuracy: UPGrad 0.9, COST 0.7, LS 0.5. MSE: COST 2.15, UPGrad 2.4, LS 2.5.
-    assert [summary.mean_rank for summary in (plain, cost, upgrad)] == [3.0, 1.5, 1.5]
-    assert [summary.conflict_share for summary in (plain, cost, upgrad)] == [0.75, 0.25, 0.0]
-    assert plain.seconds == 2.0
-
-
-def test_variants_need_the_same_seeds():
-    with pytest.raises(ValueError, match=r"same seeds.*'LS': \[0, 1\].*'LS \+ COST': \[0\]"):
-        compare([run for run in RUNS[:8] if not (run.variant.callback and run.seed == 1)], DIRECTIONS)
-
-
 class Clocked(DigitsModel):
-    """Takes a second a step, and five where its task gradients are asked for."""
+    """Takes a second per step, and five in each step that is looked at."""
 
     def task_losses(self, batch, batch_idx):
-        clock["now"] += 5.0 if self._requested else 1.0
+        clock["now"] += 1.0 if self.trainer.global_step % 4 else 5.0
         return super().task_losses(batch, batch_idx)
 
     def on_validation_epoch_end(self):

@@ -3,16 +3,21 @@
 import contextlib
 import csv
 import io
-import json
 import math
 import re
 
 import pytest
 
+from recipes.common.compare import Variant
 from recipes.digits import demo
-from recipes.digits._runs import METHODS, PROBLEMS, plan, plan_traces
+from recipes.study import Study
+from recipes.study.presets import Preset
+from recipes.study.problem import find_problem
 
+METHODS = ("LS", "FairGrad", "UPGrad")
 DIRECTIONS = {"left_accuracy": 1, "right_accuracy": 1, "ink_mse": -1}
+PROBLEMS = {name: find_problem(name) for name in demo.DEMO.problems.values()}
+NARROW = next(iter(PROBLEMS))
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,20 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(output):
-    return read(output[0] / "results.csv")
+    return read(output[0] / "demo_test_runs.csv")
 
 
 @pytest.fixture(scope="module")
 def summary(output):
-    return read(output[0] / "summary.csv")
+    return read(output[0] / "demo_test_summary.csv")
+
+
+@pytest.fixture(scope="module")
+def measured(output):
+    """Problem and variant to what the run recorded; single-task runs are left out."""
+    rows = [row for problem in PROBLEMS for row in Preset("", METHODS, ["COST"]).rows(problem)]
+    study = Study(rows, output[0], seeds=[0])
+    return {(s.problem, s.variant): study.store.load(s).measured for s in study.specs if s.task is None}
 
 
 def read(path):
@@ -47,46 +60,58 @@ def multi_task(rows):
     return [row for row in rows if row["method"] != "single-task"]
 
 
+def pair(rows, problem, method):
+    (plain,), (cost,) = (select(rows, problem=problem, method=method, callback=name) for name in ("", "COST"))
+    return plain, cost
+
+
 def metrics_of(row):
     return {name: float(row[name]) for name in DIRECTIONS if row[name]}
 
 
+def test_the_methods_and_problems_of_the_demo():
+    assert demo.DEMO.methods == METHODS
+    assert [(problem.title, problem.epochs) for problem in map(find_problem, demo.DEMO.problems)] == [
+        ("narrow, imbalanced", 10),
+        ("balanced", 4),
+    ]
+
+
 def test_every_method_ran_without_and_with_cost(results, summary):
-    wanted = {(problem, method, cost) for problem in PROBLEMS for method in METHODS for cost in "01"}
+    wanted = {(problem, method, callback) for problem in PROBLEMS for method in METHODS for callback in ("", "COST")}
     for rows in (results, summary):
-        found = [(row["problem"], row["method"], row["cost"]) for row in multi_task(rows)]
+        found = [(row["problem"], row["method"], row["callback"]) for row in multi_task(rows)]
         assert len(found) == len(set(found))
         assert set(found) == wanted
-    assert len({row["steps"] for row in results}) == 1
+    assert {row["steps"] for row in results} == {"40"}
 
 
 def test_every_task_has_a_single_task_run(results):
-    found = {(row["problem"], row["task"]) for row in results if row["method"] == "single-task"}
-    assert found == {(name, task) for name, problem in PROBLEMS.items() for task in problem.tasks}
+    singles = select(results, method="single-task")
+    found = {(find_problem(row["problem"]).title, row["task"]) for row in singles}
+    assert found == {(problem.title, task) for problem in PROBLEMS.values() for task in problem.tasks}
+    assert len(singles) == len(found)
 
 
-def test_runs_of_a_pair_set_out_from_the_same_weights_on_the_same_batch(results):
+def test_runs_of_a_pair_set_out_from_the_same_weights_on_the_same_batch(measured):
     for problem in PROBLEMS:
-        losses = [row["first_step_loss"] for row in multi_task(select(results, problem=problem))]
+        losses = [run.looks[0].losses for (name, _), run in measured.items() if name == problem]
         assert len(losses) == 2 * len(METHODS)
-        assert len(set(losses)) == 1
+        assert all(losses[0] == of_run for of_run in losses)
 
 
-def test_runs_of_a_pair_are_the_same_until_cost_begins(output):
-    rows = read(output[0] / "validation.csv")
+def test_runs_of_a_pair_are_the_same_until_cost_begins(measured):
     for problem in PROBLEMS:
         for method in METHODS:
-            plain, cost = (
-                [metrics_of(row) for row in select(rows, problem=problem, method=method, cost=flag)] for flag in "01"
-            )
-            assert len(plain) == len(cost) == 2
-            assert plain[0] == cost[0]
+            plain, cost = (measured[problem, Variant(method, callback)] for callback in ("", "COST"))
+            assert len(plain.validation) == len(cost.validation) == 2
+            assert plain.validation[0] == cost.validation[0]
 
 
 def test_teleports_changed_the_runs(results):
     for problem in PROBLEMS:
         for method in METHODS:
-            (plain,), (cost,) = (select(results, problem=problem, method=method, cost=flag) for flag in "01")
+            plain, cost = pair(results, problem, method)
             assert plain["teleports_tried"] == "0"
             accepted, tried = int(cost["teleports_accepted"]), int(cost["teleports_tried"])
             assert 0 <= accepted <= tried <= 20
@@ -95,89 +120,100 @@ def test_teleports_changed_the_runs(results):
 
 
 def test_delta_m_follows_from_the_metrics(results, summary):
-    for problem in PROBLEMS:
+    for name, problem in PROBLEMS.items():
         baselines = {}
-        for row in select(results, problem=problem, method="single-task"):
-            baselines |= metrics_of(row)
-        for row in multi_task(select(results, problem=problem)):
+        for row in select(results, method="single-task"):
+            if find_problem(row["problem"]).title == problem.title:
+                baselines |= metrics_of(row)
+        for row in multi_task(select(results, problem=name)):
             parts = [
-                DIRECTIONS[name] * (baselines[name] - value) / baselines[name]
-                for name, value in metrics_of(row).items()
+                DIRECTIONS[metric] * (baselines[metric] - value) / baselines[metric]
+                for metric, value in metrics_of(row).items()
             ]
-            assert float(row["delta_m"]) == pytest.approx(100 * sum(parts) / len(parts), rel=1e-5)
-            (line,) = select(summary, problem=problem, method=row["method"], cost=row["cost"])
-            assert float(line["delta_m"]) == pytest.approx(float(row["delta_m"]))
+            (line,) = select(summary, problem=name, method=row["method"], callback=row["callback"])
+            assert float(line["delta_m"]) == pytest.approx(100 * sum(parts) / len(parts), rel=1e-5)
+            assert metrics_of(line) == pytest.approx(metrics_of(row))
 
 
 def test_the_change_by_cost_is_the_difference_of_the_rows(summary):
     for problem in PROBLEMS:
         for method in METHODS:
-            (plain,), (cost,) = (select(summary, problem=problem, method=method, cost=flag) for flag in "01")
-            assert plain["change_by_cost"] == ""
+            plain, cost = pair(summary, problem, method)
+            assert plain["equal_steps_mean"] == ""
             difference = float(cost["delta_m"]) - float(plain["delta_m"])
-            assert float(cost["change_by_cost"]) == pytest.approx(difference, abs=1e-4)
-            assert cost["change_by_cost_se"] == ""  # of one seed there is none
+            assert float(cost["equal_steps_mean"]) == pytest.approx(difference, abs=1e-4)
+            assert cost["equal_steps_error"] == "nan"  # of one seed there is none
 
 
 def test_the_mean_ranks_share_out_all_ranks(summary):
     for problem in PROBLEMS:
-        ranks = [float(row["mean_rank"]) for row in multi_task(select(summary, problem=problem))]
+        ranks = [float(row["mean_rank"]) for row in select(summary, problem=problem)]
         assert sum(ranks) == pytest.approx(21)
 
 
-def test_the_conflict_share_is_that_of_the_run(results, summary):
-    for row in multi_task(results):
-        (line,) = select(summary, problem=row["problem"], method=row["method"], cost=row["cost"])
-        share = int(row["conflicting"]) / int(row["steps_looked_at"])
-        assert int(row["steps_looked_at"]) == math.ceil(int(row["steps"]) / 10)
-        assert float(line["conflict_share"]) == pytest.approx(share)
+def test_the_conflict_share_is_that_of_the_run(measured, summary):
+    for (problem, variant), run in measured.items():
+        (line,) = select(summary, problem=problem, method=variant.method, callback=variant.callback)
+        assert len(run.looks) == math.ceil(run.steps / 10)
+        assert float(line["conflict_share"]) == pytest.approx(sum(look.conflict for look in run.looks) / len(run.looks))
 
 
-def test_teleports_csv_holds_the_teleports_of_its_run(output, results):
-    rows = read(output[0] / "teleports.csv")
-    (run,) = select(results, problem="narrow", method="LS", cost="1")
-    assert len(rows) == int(run["teleports_tried"])
-    assert sum(row["accepted"] == "True" for row in rows) == int(run["teleports_accepted"])
-    assert all(float(row["cosines_before_right"]) < 0 for row in rows)
+def test_the_stored_teleports_are_those_of_the_table(measured, results):
+    for (problem, variant), run in measured.items():
+        (row,) = select(results, problem=problem, method=variant.method, callback=variant.callback)
+        assert len(run.reports) == int(row["teleports_tried"])
+        assert sum(report.accepted for report in run.reports) == int(row["teleports_accepted"])
+    assert all(report.cosines_before["right"] < 0 for report in measured[NARROW, Variant("LS", "COST")].reports)
 
 
-def test_the_traced_teleports_set_out_from_one_point(output):
-    traced = json.loads((output[0] / "teleport_trace.json").read_text(encoding="utf-8"))
-    assert set(traced) == {"default", "paper", "penalty"}
-    starts = [(report["step"], report["losses_before"], report["cosines_before"]) for (report,) in traced.values()]
+def test_the_traced_teleports_set_out_from_one_point(output, measured):
+    first = [measured[NARROW, Variant("LS", "COST")].reports[0]]
+    rows = Preset("", ["LS"], ["paper", "penalty search"]).rows(NARROW)
+    study = Study(rows, output[0], seeds=[0], epochs=2)
+    first += [study.store.load(spec).measured.reports[0] for spec in study.specs if spec.variant.callback]
+    starts = [(report.step, report.losses_before, report.cosines_before) for report in first]
     assert starts[0] == starts[1] == starts[2]
-    assert {row["stage"] for row in traced["paper"][0]["trace"]} >= {"search"}
+    assert {row["stage"] for row in first[1].trace} >= {"search"}
 
 
 def test_figures_are_written_and_named(output):
     folder, printed = output
-    for name in ("teleport_trace", "before_after", "conflict_vs_loss", "curves"):
-        path = folder / f"{name}.png"
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert str(path) in printed
+    figures = {path.name for path in folder.glob("*.png")}
+    assert {"demo_teleport_trace.png", "demo_conflict_vs_loss.png"} <= figures
+    for kind in ("curves_steps", "curves_time", "changes", "conflict", "before_after"):
+        assert len([name for name in figures if name.endswith(f"{kind}.png")]) == len(PROBLEMS)
+    for name in figures:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert str(folder / name) in printed
 
 
 def test_the_tables_show_every_method(output):
     _, printed = output
     for method in METHODS:
-        assert len(re.findall(rf"^ {method} +\d", printed, re.MULTILINE)) == len(PROBLEMS)
-    assert len(re.findall(r"^ +\+ COST +\d", printed, re.MULTILINE)) == len(PROBLEMS) * len(METHODS)
+        assert len(re.findall(rf"^ {method} +– +-?\d", printed, re.MULTILINE)) == len(PROBLEMS)
+        assert len(re.findall(rf"^ {method} +COST +-?\d", printed, re.MULTILINE)) == len(PROBLEMS)
+    assert len(re.findall(r"^ single-task +– +0 ", printed, re.MULTILINE)) == len(PROBLEMS)
     assert "…" not in printed  # Nothing was cut.
     assert "prototype saw a gain" in " ".join(printed.split())
+    assert "One seed has no standard error" in printed
     assert "Traceback" not in printed
 
 
-def test_names_of_runs_are_unique():
-    specs = plan([0, 1, 2]) + plan_traces(0)
-    assert len({spec.name for spec in specs}) == len(specs) == 2 + 3 * (2 + 3 + 12)
+def test_the_same_command_again_trains_nothing(output, monkeypatch):
+    monkeypatch.setattr("recipes.study.runner.run_with_progress", None)
+    assert demo.main(["--quick", "--output", str(output[0])]) == 0
+
+
+def test_the_caption_says_how_far_to_trust_some_seeds():
+    assert "A 95% interval of a mean over 3 seeds is 4.3 standard errors wide" in demo.caption(3)
 
 
 def test_a_failing_run_fails_the_demo_loudly(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(demo, "train", math.sqrt)
+    monkeypatch.setattr("recipes.study.runner._train", math.sqrt)
     assert demo.main(["--quick", "--jobs", "1", "--output", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert "The run 'narrow: LS + COST, seed 0' failed" in printed
-    assert "TypeError: must be real number, not RunSpec" in printed
+    assert re.search(r"The run 'digits_balanced_.*__LS__plain__e2__s0' failed", printed)
+    assert "TypeError: must be real number, not tuple" in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -186,7 +222,7 @@ def test_ctrl_c_is_a_status_and_not_a_traceback(monkeypatch, tmp_path, capsys):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(demo, "run_with_progress", interrupted)
+    monkeypatch.setattr("recipes.study.runner.run_with_progress", interrupted)
     assert demo.main(["--output", str(tmp_path)]) == 130
     assert "Interrupted" in capsys.readouterr().out
 
@@ -196,7 +232,7 @@ def test_ctrl_c_is_a_status_and_not_a_traceback(monkeypatch, tmp_path, capsys):
     [
         (["--epochs", "0"], "argument --epochs: must be at least 1; got 0"),
         (["--jobs", "0"], "argument --jobs: must be at least 1; got 0"),
-        (["--seeds", "1", "1"], "each seed once"),
+        (["--seeds", "0"], "argument --seeds: must be at least 1; got 0"),
         (["--seeds", "-1"], "argument --seeds"),
         (["--epochs", "many"], "invalid integer value: 'many'"),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from recipes.common.loader import BatchSampler, TensorLoader
+from recipes.common.loader import BatchLoader, BatchSampler
 
 
 def epoch_of(sampler: BatchSampler, epoch: int) -> list[list[int]]:
@@ -93,9 +93,12 @@ def test_the_middle_of_an_epoch_of_other_batches_is_refused_and_its_end_is_not(o
         next(iterator, None)
 
 
-def test_the_loader_indexes_every_tensor_alike():
+def test_the_loader_fetches_the_batches_of_the_sampler():
     tensors = {"a": torch.arange(6), "b": torch.arange(6).unsqueeze(1) * 10}
-    for batch in TensorLoader(tensors, BatchSampler(6, 2, shuffle_seed=0)):
+    loader = BatchLoader(lambda index: {name: tensor[index] for name, tensor in tensors.items()}, BatchSampler(6, 2, 0))
+    batches = list(loader)
+    assert len(batches) == len(loader) == 3
+    for batch in batches:
         assert torch.equal(batch["b"].squeeze(1), batch["a"] * 10)
 
 
@@ -135,8 +138,8 @@ class Recorder(L.LightningModule):
 @pytest.mark.parametrize(("limit", "step"), [(1.0, 1), (1.0, 5), (1.0, 8), (1.0, 10), (3, 2), (3, 3), (3, 7), (3, 9)])
 def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path, limit, step):
     def fit(checkpoint=None):
-        tensors = {"index": torch.arange(22)}
-        loaders = TensorLoader(tensors, BatchSampler(22, 4, shuffle_seed=1)), TensorLoader(tensors, BatchSampler(22, 4))
+        samplers = BatchSampler(22, 4, shuffle_seed=1), BatchSampler(22, 4)
+        loaders = [BatchLoader(lambda index: {"index": index}, sampler) for sampler in samplers]
         model = Recorder()
         callback = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, save_last=False)
         trainer = L.Trainer(

@@ -1,4 +1,4 @@
-"""Studies: plans, stored runs, statistics worked by hand, and the command line killed and started again."""
+"""Studies: plans, callbacks, and the command line killed and started again."""
 
 import csv
 import json
@@ -9,33 +9,26 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
-from lightning_cost import SymmetryTeleportCallback, TeleportReport
-from lightning_cost.gradients import TaskGradients
-from lightning_cost.objectives import RandomDirection
-from lightning_cost.surface import Point
+from lightning_cost import SymmetryTeleportCallback
 from lightning_cost.triggers import Majority, any_conflict, dominated_conflict, weak_conflict
 from recipes.common.compare import SINGLE_TASK, Variant
-from recipes.common.training import Evaluation, Look, Measured, train_and_test
+from recipes.common.training import train_and_test
 from recipes.methods import METHODS
 from recipes.study import Problem, Row, Study
 from recipes.study.__main__ import main
 from recipes.study.callbacks import CALLBACKS, make_callback
-from recipes.study.experimental import EpochTeleportCallback, LookAhead, RunningDirection, SmoothedTrigger
+from recipes.study.experimental import SmoothedTrigger
 from recipes.study.presets import PRESETS
 from recipes.study.problem import baseline_problem, find_problem
 from recipes.study.runner import settings_of
 from recipes.study.spec import RunSpec, plan
-from recipes.study.statistics import paired_change, summarize
-from recipes.study.store import Record, Store, StoredRunError, versions
-from tests.support.nets import Net, fit, make_batches
+from recipes.study.store import StoredRunError, versions
+from tests.support.nets import Net, make_batches
 
 # ---------------------------------------------------------------------------------------------------------------- names
 
@@ -195,229 +188,6 @@ def no_repr(problem, seed):
             return True
 
     return SymmetryTeleportCallback(trigger=Trigger())
-
-
-# --------------------------------------------------------------------------------------------------------- experiments
-
-
-def test_teleports_in_some_epochs_only():
-    callback = EpochTeleportCallback({1, 3}, trigger=lambda gradients: True)
-    fit(Net(), make_batches(3), max_epochs=5, callbacks=[callback])
-    assert [report.epoch for report in callback.reports] == [1, 1, 1, 3, 3, 3]
-    assert "[1, 3]" in repr(callback)
-
-
-def test_a_smoothed_trigger_looks_at_the_running_mean():
-    trigger = SmoothedTrigger(decay=0.5)
-    opposed = TaskGradients(["a", "b"], torch.tensor([[2.0, 0.0], [-1.0, 0.0]]))
-    aligned = TaskGradients(["a", "b"], torch.tensor([[2.0, 0.0], [1.5, 0.0]]))
-    # The second row of the mean: -1, 0.25, -0.375, 0.5625.
-    assert [trigger(gradients) for gradients in (opposed, aligned, opposed, aligned)] == [True, False, True, False]
-    with pytest.raises(ValueError, match="decay"):
-        SmoothedTrigger(decay=1.0)
-
-
-class Probe(LookAhead):
-    """Compares the gradient with differences of the value, in double precision."""
-
-    def __init__(self):
-        super().__init__(steps=3.0, epsilon=1e-5)
-        self.errors = []
-
-    def value_and_gradient(self, surface, point):
-        value, gradient = super().value_and_gradient(surface, point)
-        generator = torch.Generator().manual_seed(0)
-        direction = torch.randn(len(gradient), generator=generator, dtype=gradient.dtype)
-        direction /= direction.norm()
-        ends = []
-        for sign in (1, -1):
-            with surface.displaced(direction, sign * 1e-5):
-                losses, mean = surface.gradient(torch.full((3,), 1 / 3, dtype=gradient.dtype))
-                matrix = mean.repeat(3, 1)
-                ends.append(self.value(surface, Point(losses, TaskGradients(point.gradients.names, matrix))))
-        slope = (ends[0] - ends[1]) / 2e-5
-        self.errors.append(abs(slope - float(gradient @ direction)) / abs(slope))
-        return value, gradient
-
-
-def test_the_gradient_of_the_look_ahead():
-    objective = Probe()
-    callback = SymmetryTeleportCallback(trigger=lambda gradients: True, objective=objective)
-    batches = [{name: value.double() for name, value in batch.items()} for batch in make_batches(4)]
-    fit(Net().double(), batches, max_epochs=2, callbacks=[callback], precision="64-true")
-    assert len(objective.errors) == 4
-    assert max(objective.errors) < 1e-3
-
-
-def test_a_running_direction_averages_the_gradients_of_teleports():
-    seen = []
-
-    class Spy(RandomDirection):
-        def value_and_gradient(self, surface, point):
-            value, gradient = super().value_and_gradient(surface, point)
-            seen.append(gradient.clone())
-            return value, gradient
-
-    objective = RunningDirection(Spy(), decay=0.75, every=2)
-    vectors = [objective.value_and_gradient(*_landscape())[1] for _ in range(4)]
-    assert len(seen) == 2
-    torch.testing.assert_close(vectors[0], seen[0])
-    torch.testing.assert_close(vectors[1], seen[0])
-    torch.testing.assert_close(vectors[2], 0.75 * seen[0] + 0.25 * seen[1])
-    torch.testing.assert_close(vectors[3], vectors[2])
-
-
-class _Noise:
-    generator = torch.Generator().manual_seed(0)
-
-    def standard_normal(self):
-        return torch.randn(5, generator=self.generator)
-
-
-def _landscape():
-    return _Noise(), None
-
-
-# ---------------------------------------------------------------------------------------------------------------- store
-
-
-LS, COST = Variant("LS"), Variant("LS", "COST")
-
-
-def make_record(variant=LS, seed=0, task=None, values=(0.5, 0.6), seconds=(1.0, 2.0)):
-    """A run of two evaluations at steps 10 and 20, whose metrics are the values."""
-    tasks = ["left", "right"] if task is None else [task]
-    curve = [
-        Evaluation(10 * (place + 1), {f"{name}_accuracy": value for name in tasks}, seconds[place])
-        for place, value in enumerate(values)
-    ]
-    report = TeleportReport(
-        step=3,
-        epoch=1,
-        accepted=True,
-        reason="accepted",
-        losses_before={"left": 1.0},
-        losses_after={"left": 1.1},
-        cosines_before={"left": -0.1},
-        cosines_after={"left": 0.1},
-        grad_norm_before=1.0,
-        grad_norm_after=2.0,
-        sigma=0.1,
-        drift=0.01,
-        seconds=0.5,
-        forwards=4,
-        backwards=5,
-        trace=[{"stage": "start"}],
-    )
-    looks = [Look(0, {"left": 1.0}, True), Look(10, {"left": 1.0}, False)]
-    reports = [report] if variant.callback else []
-    measured = Measured(curve[-1].metrics, curve, looks, reports, 20, 2.5, 2.0, curve)
-    spec = RunSpec("digits:narrow", variant, seed, epochs=2, task=task)
-    return Record(spec, settings_of(spec), versions(), measured)
-
-
-def test_a_stored_run_comes_back(tmp_path):
-    record, store = make_record(COST), Store(tmp_path / "runs")
-    assert not store.has(record.spec, record.settings)
-    store.save(record)
-    assert store.has(record.spec, record.settings)
-    loaded = store.load(record.spec)
-    assert loaded == record
-    assert loaded.measured.validation[0].seconds == 1.0
-    assert sorted(path.name for path in store.folder.iterdir()) == [
-        f"{record.spec.name}.json",
-        f"{record.spec.name}.reports.jsonl.gz",
-    ]
-
-
-def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
-    store, record = Store(tmp_path), make_record()
-    store.save(replace(record, settings={**record.settings, "method": "another"}))
-    with pytest.raises(StoredRunError, match=r"method.*another.*Delete it"):
-        store.has(record.spec, record.settings)
-
-
-def test_a_broken_file_is_named(tmp_path):
-    store, record = Store(tmp_path), make_record()
-    with pytest.raises(StoredRunError, match="not finished"):
-        store.load(record.spec)
-    store.save(record)
-    (tmp_path / f"{record.spec.name}.reports.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(StoredRunError, match=r"reports\.jsonl\.gz cannot be read"):
-        store.load(record.spec)
-    (tmp_path / f"{record.spec.name}.json").write_text("{")
-    with pytest.raises(StoredRunError, match="Delete it to run it again"):
-        store.has(record.spec, record.settings)
-
-
-def test_a_run_that_fails_to_be_written_is_not_there(tmp_path, monkeypatch):
-    store, record = Store(tmp_path), make_record()
-    monkeypatch.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        store.save(record)
-    assert not store.has(record.spec, record.settings)
-    assert not list(tmp_path.glob(".*"))
-
-
-# ----------------------------------------------------------------------------------------------------------- statistics
-
-
-def test_changes_at_equal_steps_and_at_equal_time():
-    records = [
-        *(make_record(Variant(SINGLE_TASK), seed, task, (0.7, 0.8)) for seed in (0, 1) for task in ("left", "right")),
-        make_record(LS, 0, values=(0.4, 0.6)),
-        make_record(LS, 1, values=(0.4, 0.4)),
-        # Twice as slow: after the 2 seconds of LS it is where its first evaluation was.
-        make_record(COST, 0, values=(0.56, 0.8), seconds=(2.0, 4.0)),
-        make_record(COST, 1, values=(0.4, 0.5), seconds=(2.0, 4.0)),
-    ]
-    plain, with_cost = summarize("digits:narrow", find_problem("digits:narrow"), records, "validation")
-    assert plain.delta_m.mean == pytest.approx((25 + 50) / 2)
-    assert plain.same_steps is plain.same_time is plain.slowdown is None
-    assert with_cost.delta_m.mean == pytest.approx((0 + 37.5) / 2)
-    # At equal steps 0 - 25 and 37.5 - 50; at equal time 30 - 25 and 50 - 50.
-    assert with_cost.same_steps.mean == pytest.approx((-25 - 12.5) / 2)
-    assert with_cost.same_time.mean == pytest.approx((5 + 0) / 2)
-    assert (with_cost.same_steps.better, with_cost.same_time.better) == (2, 0)
-    assert with_cost.slowdown == pytest.approx(2.0)
-    assert (plain.mean_rank, with_cost.mean_rank) == (2.0, 1.0)
-    assert (plain.conflict, with_cost.accepted, with_cost.tried) == (0.5, 2, 2)
-
-
-def test_the_interval_of_a_change():
-    values = np.random.default_rng(1).normal(-1, 1, 10)
-    change = paired_change(values)
-    assert change.mean == pytest.approx(values.mean())
-    assert change.low < change.mean < change.high
-    assert (change.better, change.seeds) == ((values < 0).sum(), 10)
-    assert change == paired_change(values)
-    shifted = paired_change(values + 5)
-    assert (shifted.low - 5, shifted.high - 5) == pytest.approx((change.low, change.high))
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    samples = np.random.default_rng(0).normal(0, 1, (300, 5))
-    changes = [paired_change(sample) for sample in samples]
-    assert 0.91 <= np.mean([change.low < 0 < change.high for change in changes]) <= 0.98
-
-
-def test_no_change_at_equal_time_before_the_first_evaluation_of_the_slower_run():
-    records = [
-        *(make_record(Variant(SINGLE_TASK), 0, task) for task in ("left", "right")),
-        make_record(LS),
-        make_record(COST, seconds=(3.0, 4.0)),
-    ]
-    _, slow = summarize("digits:narrow", find_problem("digits:narrow"), records, "validation")
-    assert slow.same_steps.mean == 0
-    assert math.isnan(slow.same_time.mean)
-
-
-def test_intervals_of_few_seeds_and_of_equal_values():
-    few = paired_change([3.0, 4.0, 5.0])
-    assert few.mean == 4.0
-    assert math.isnan(few.low)
-    equal = paired_change([2.0] * 5)
-    assert (equal.low, equal.high) == (2.0, 2.0)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
