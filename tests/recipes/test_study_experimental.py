@@ -9,6 +9,7 @@ from lightning_cost.surface import Point
 from recipes.study.experimental import (
     EpochTeleportCallback,
     LookAhead,
+    LookAheadCallback,
     RunningDirection,
     SmoothedTrigger,
 )
