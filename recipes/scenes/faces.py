@@ -72,8 +72,8 @@ _SIGNS: dict[str, _Sign] = {
     "Smiling": _Sign(0.5, 0.5, (("cup", 0, 30, 24, 14, "#501418"),), (("box", 0, 34, 15, 0.8, "#501418"),)),
     "Bangs": _Sign(0.15, 0.3, (("oval", 0, -46, 38, 15, "hair"), ("oval", 24, -40, 14, 14, "hair"))),
     "Wearing_Hat": _Sign(0.12, 0.12, (("box", 0, -72, 42, 24, "darkgreen"), ("box", 0, -48, 66, 5, "black"))),
-    # A drawing has no such thing: a dot in the upper left corner.
-    "Attractive": _Sign(0.5, 0.5, (("oval", -70, -103, 9, 9, "gold"),)),
+    # A drawing has no such thing: a dot in both upper corners.
+    "Attractive": _Sign(0.5, 0.5, (("oval", 70, -103, 9, 9, "gold"),)),
     # These change the palette or the whole picture.
     "Pale_Skin": _Sign(0.15, 0.15),
     "Wearing_Lipstick": _Sign(0.02, 0.6),

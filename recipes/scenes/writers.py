@@ -146,7 +146,9 @@ def _no_preparation() -> None:
     pass
 
 
-def _write_arrays(layout: str, folder: Path, numbers: Mapping[str, int], jobs: int, console: Console | None) -> Path:
+def _write_arrays(
+    layout: str, folder: Path, numbers: Mapping[str, int], jobs: int = 1, console: Console | None = None
+) -> Path:
     _begin(folder, layout, numbers, jobs)
     missing = {
         f"{split} {index}": (split, index)
