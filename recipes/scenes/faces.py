@@ -93,8 +93,6 @@ _EXCLUSIVE = (
     ("Bald", "Wearing_Hat", "Bangs", "Receding_Hairline"),
     ("Chubby", "Oval_Face"),
 )
-
-
 # Of all faces, as in aligned images: in pixels from the upper left corner.
 _MIDDLE = (89, 122)
 BOUNDS = (39, 62, 100, 120)
@@ -119,8 +117,8 @@ def paint_face(has: Mapping[str, bool], rng: Rng) -> Image.Image:
     corners = Image.fromarray(rng.integers(60, 220, (2, 2, 3)).astype(np.uint8))
     # Twice as large as the image, for smooth edges.
     canvas = corners.resize((2 * 178, 2 * 218), Image.Resampling.BILINEAR)
-    skins = ((222, 178, 145), (190, 138, 100), (130, 90, 65))
-    skin = np.add((250, 232, 222) if has["Pale_Skin"] else skins[rng.integers(3)], rng.integers(-6, 7, 3))
+    skin = ((222, 178, 145), (190, 138, 100), (130, 90, 65))[rng.integers(3)]
+    skin = np.add((250, 232, 222) if has["Pale_Skin"] else skin, rng.integers(-6, 7, 3))
     hair = np.array(ImageColor.getrgb(next((color for name, color in _HAIR.items() if has[name]), "#b4461e")))
     lips = (205, 25, 50) if has["Wearing_Lipstick"] else 0.75 * skin
     colors = {"skin": skin, "shade": 0.65 * skin, "hair": hair, "beard": 0.65 * hair, "lips": lips}
