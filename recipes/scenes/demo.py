@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -14,9 +14,7 @@ from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import be_a_quiet_worker
 from recipes.dense.examples import DenseExamples
 from recipes.dense.mean_predictor import MeanPredictor
-from recipes.nyuv2 import NYUv2Model
-from recipes.scenes.data import ROOMS
-from recipes.scenes.problems import RoomsProblem
+from recipes.scenes.problems import ROOMS, RoomsProblem
 from recipes.study import Study
 from recipes.study.demo import Demo
 from recipes.study.problem import find_problem
@@ -27,34 +25,26 @@ __all__ = ["DEMO", "main"]
 
 _SMALL = "num_train=8,num_val=4,height=32,width=32,batch_size=2,widths=[4, 4, 4, 4, 4],look_every=1,evaluations=2"
 
-Metrics = Mapping[str, float]
-
 
 def _conclude(study: Study, console: Console) -> Iterator[tuple[str, Path]]:
-    """Compare with what needs no training or no image: has anything been learned?"""
+    """Compare with what can be predicted without an image: has anything been learned?"""
     (name,) = {row.problem for row in study.rows}
     problem = find_problem(name)
     assert isinstance(problem, RoomsProblem)
     runs = group(study.results("test").records[name])
-    rows = {
-        "mean of the targets": _mean_predictor_metrics(problem),
-        "untrained network": _mean(_untrained_metrics(problem, seed) for seed in study.seeds),
-    }
+    rows = {"mean of the targets": _mean_predictor_metrics(problem)}
     for variant in (Variant(SINGLE_TASK), *(row.variant for row in study.rows)):
-        rows[str(variant)] = _mean(measured.test for measured in runs[variant].values())
+        of_seeds = [measured.test for measured in runs[variant].values()]
+        rows[str(variant)] = {name: statistics.fmean(metrics[name] for metrics in of_seeds) for name in of_seeds[0]}
 
     directions = problem.higher_is_better
-    table = Table(title="What was learned, beside what needs no training", title_justify="left")
-    table.add_column(no_wrap=True)
-    for metric, higher in directions.items():
-        table.add_column(f"{metric.replace('_', ' ')} {'↑' if higher else '↓'}", justify="right")
+    heads = (f"{metric.replace('_', ' ')} {'↑' if higher else '↓'}" for metric, higher in directions.items())
+    table = Table("", *heads, title="What was learned, beside the mean of the targets")
     for row, metrics in rows.items():
         table.add_row(row, *(f"{metrics[metric]:.3f}" for metric in directions))
     console.print(table)
     path = study.output / "scenes_metrics.csv"
-    write_csv(
-        path, [{"row": row, **{metric: metrics[metric] for metric in directions}} for row, metrics in rows.items()]
-    )
+    write_csv(path, [{"row": row, **{name: metrics[name] for name in directions}} for row, metrics in rows.items()])
     yield "the metrics above", path
     for spec in study.specs:
         if spec.task is None and spec.seed == study.seeds[0]:
@@ -62,32 +52,14 @@ def _conclude(study: Study, console: Console) -> Iterator[tuple[str, Path]]:
                 yield f"{path.parent.name}: {spec.variant}", path
 
 
-def _mean_predictor_metrics(problem: RoomsProblem) -> Metrics:
-    data = problem.make_data(problem.tasks, seed=0)
+def _mean_predictor_metrics(problem: RoomsProblem) -> dict[str, float]:
     channels = {name: target.channels for name, target in ROOMS.chosen_tasks(problem.tasks).items()}
+    data, model = problem.make_data(problem.tasks, seed=0), problem.make_model(problem.tasks, None)
     examples = DenseExamples(data.root / "train", ROOMS, problem.tasks, problem.num_train)
-    predictor = MeanPredictor((examples[0, number] for number in range(len(examples))), channels)
-    model = problem.make_model(problem.tasks, None)
-    model.add_module("network", predictor)
-    return _validate(problem, model)
-
-
-def _untrained_metrics(problem: RoomsProblem, seed: int) -> Metrics:
-    L.seed_everything(seed, verbose=False)
-    return _validate(problem, problem.make_model(problem.tasks, None))
-
-
-def _validate(problem: RoomsProblem, model: NYUv2Model) -> Metrics:
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
-    (metrics,) = trainer.validate(model, problem.make_data(problem.tasks, seed=0), verbose=False)
+    model.add_module("network", MeanPredictor((examples[0, number] for number in range(len(examples))), channels))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    (metrics,) = L.Trainer(accelerator="cpu", devices=1, **quiet).validate(model, data, verbose=False)
     return {name.removeprefix("val/"): value for name, value in metrics.items()}
-
-
-def _mean(metrics: Iterable[Metrics]) -> Metrics:
-    of_seeds = list(metrics)
-    return {name: statistics.fmean(values[name] for values in of_seeds) for name in of_seeds[0]}
 
 
 DEMO = Demo(

@@ -1,31 +1,32 @@
-"""Data sets on disk: the scenes of NYUv2's and CityScapes' layouts, and the faces of CelebA's."""
+"""Data sets on disk. A writer that was cut short goes on where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from recipes.common.files import replacing
 from recipes.common.progress import run_with_progress
-from recipes.scenes.celeba import TEXT_FOLDERS, celeba_texts, image_name
-from recipes.scenes.examples import Split, make_face, make_room, make_street, paint
-from recipes.scenes.storage import claim_folder
+from recipes.scenes.faces import ATTRIBUTES, BOUNDS, LANDMARKS, draw_attributes, paint_face
+from recipes.scenes.rooms import make_room
+from recipes.scenes.streets import make_street
 
 __all__ = ["write_celeba", "write_cityscapes", "write_nyuv2"]
 
-Example = Callable[[int, Split, int, int, int], dict[str, np.ndarray]]
-# To be raised when the same seed gives other files: a folder that was begun before must not be finished after.
-_VERSION = 1
-_ABOUT = "Drawn by python -m recipes.scenes: no photographs, no benchmark."
-_AT_ONCE = 20
-_LEAST_SIDE = 16
+# Raise it when the same seed gives other files: a folder that was begun before must not be finished after.
+_VERSION = 2
+_LEAST = {"seed": 0, "height": 16, "width": 16, "torchvision_layout": False}
+_FILES = {"nyuv2": ("image", "label", "depth", "normal"), "cityscapes": ("image", "label_7", "depth")}
+_FACES = len(_FILES)
+_image_name = "{:06d}.jpg".format
+_SIDES = "x_1 y_1 width height"
+_POINTS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
 
 
 def write_nyuv2(
@@ -41,8 +42,8 @@ def write_nyuv2(
 ) -> Path:
     """Write furnished rooms in NYUv2's layout: `{train,val}/{image,label,depth,normal}/{i}.npy`.
 
-    An example is a function of `seed`, its split and number, and the size, whatever the number of jobs or of examples.
-    A call that was cut short is finished by the same call; files that are there are kept.
+    An example depends on `seed`, its split, its number and the size of the images alone. If a call was cut short, the
+    same call goes on from there.
 
     Args:
         folder: New, empty, or begun by a call with the same arguments.
@@ -51,7 +52,7 @@ def write_nyuv2(
         height: Rows of the images.
         width: Columns of the images.
         seed: Decides all examples.
-        jobs: Processes at work; 1 without a console: this one.
+        jobs: Number of processes. With 1 and without a console, this process does the work.
         console: Where to show progress; None: nowhere.
 
     Returns:
@@ -61,36 +62,16 @@ def write_nyuv2(
         ValueError: If an argument is out of range.
         FileExistsError: If the folder holds something else.
     """
-    files = ("image", "label", "depth", "normal")
-    scenes = _Scenes("nyuv2", make_room, Path(folder), files, seed, height, width)
-    return scenes.write({Split.TRAIN: num_train, Split.VAL: num_val}, jobs, console)
+    numbers = {"num_train": num_train, "num_val": num_val, "height": height, "width": width, "seed": seed}
+    return _write_arrays("nyuv2", Path(folder), numbers, jobs, console)
 
 
 def write_cityscapes(
-    folder: str | Path,
-    num_train: int,
-    num_val: int,
-    height: int = 96,
-    width: int = 192,
-    seed: int = 0,
-    *,
-    jobs: int = 1,
-    console: Console | None = None,
+    folder: str | Path, num_train: int, num_val: int, height: int = 96, width: int = 192, seed: int = 0, **work: Any
 ) -> Path:
-    """Write streets in CityScapes' layout: `{train,val}/{image,label_7,depth}/{i}.npy`.
-
-    Args:
-        folder: See `write_nyuv2`, as the others, what is returned and what is raised.
-        num_train: See there.
-        num_val: See there.
-        height: See there.
-        width: See there.
-        seed: See there.
-        jobs: See there.
-        console: See there.
-    """
-    scenes = _Scenes("cityscapes", make_street, Path(folder), ("image", "label_7", "depth"), seed, height, width)
-    return scenes.write({Split.TRAIN: num_train, Split.VAL: num_val}, jobs, console)
+    """Write streets in CityScapes' layout, `{train,val}/{image,label_7,depth}/{i}.npy`; see `write_nyuv2`."""
+    numbers = {"num_train": num_train, "num_val": num_val, "height": height, "width": width, "seed": seed}
+    return _write_arrays("cityscapes", Path(folder), numbers, **work)
 
 
 def write_celeba(
@@ -104,129 +85,115 @@ def write_celeba(
     jobs: int = 1,
     console: Console | None = None,
 ) -> Path:
-    """Write drawn faces in CelebA's layout, the authors' or torchvision's.
+    """Write drawn faces in CelebA's layout; see `write_nyuv2`.
 
-    Args:
-        folder: See `write_nyuv2`, as the others, what is returned and what is raised.
-        num_train: See there.
-        num_val: See there.
-        num_test: Number of test examples.
-        seed: See there.
-        torchvision_layout: Whether all files go to `celeba/`, as `torchvision.datasets.CelebA` wants it, rather than to
-            `Img/img_align_celeba/`, `Anno/` and `Eval/`.
-        jobs: See there.
-        console: See there.
+    The images are in `Img/img_align_celeba/`, the text files in `Anno/` and `Eval/`, as the authors publish them. With
+    `torchvision_layout`, all are in `celeba/`, where `torchvision.datasets.CelebA` looks for them.
     """
-    folder, sizes = Path(folder), {"num_train": num_train, "num_val": num_val, "num_test": num_test}
-    _check(sizes | {"jobs": jobs}, least=1)
-    _check({"seed": seed}, least=0)
-    layout = "torchvision" if torchvision_layout else "authors"
-    claim_folder(folder, _settings("celeba", seed=seed, files=layout, **sizes))
-
+    folder, sizes = Path(folder), (num_train, num_val, num_test)
+    numbers = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "seed": seed}
+    _begin(folder, "celeba", {**numbers, "torchvision_layout": torchvision_layout}, jobs)
     images = folder / ("celeba" if torchvision_layout else "Img") / "img_align_celeba"
     images.mkdir(parents=True, exist_ok=True)
-    missing = [index for index in range(sum(sizes.values())) if not (images / image_name(index)).is_file()]
-    _run(partial(_write_faces, images, seed), {"faces": missing}, jobs, console)
+    missing = {name: index for index in range(sum(sizes)) if not (images / (name := _image_name(index + 1))).is_file()}
+    _run(partial(_write_face, images, seed), missing, jobs, console)
     # Last: a folder that lacks images lacks these too, and is no data set yet.
-    texts = celeba_texts([make_face(seed, index) for index in range(sum(sizes.values()))], list(sizes.values()))
-    for name, text in texts.items():
-        path = folder / ("celeba" if torchvision_layout else TEXT_FOLDERS[name]) / name
+    faces = [draw_attributes(np.random.default_rng((_FACES, seed, index))) for index in range(sum(sizes))]
+    for name, text in _texts(faces, sizes).items():
+        path = folder / ("celeba/" + Path(name).name if torchvision_layout else name)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as unfinished:
             unfinished.write_bytes(text.encode())
     return folder
 
 
-def _settings(layout: str, **settings: str | int) -> dict[str, str | int]:
-    return {"about": _ABOUT, "version": _VERSION, "layout": layout, **settings}
-
-
-def _check(numbers: Mapping[str, int], least: int) -> None:
-    for name, number in numbers.items():
-        if number < least:
+def _begin(folder: Path, layout: str, numbers: Mapping[str, int], jobs: int) -> None:
+    """Make the folder, or make sure that it was begun with the same settings."""
+    for name, number in {**numbers, "jobs": jobs}.items():
+        if number < (least := _LEAST.get(name, 1)):
             raise ValueError(f"{name}={number} must be at least {least}.")
-
-
-@dataclass(frozen=True)
-class _Scenes:
-    """A data set of scenes; what a worker process is told."""
-
-    layout: str
-    example: Example
-    folder: Path
-    files: tuple[str, ...]
-    seed: int
-    height: int
-    width: int
-
-    def write(self, sizes: Mapping[Split, int], jobs: int, console: Console | None) -> Path:
-        named = {f"num_{split.name.lower()}": size for split, size in sizes.items()}
-        _check(named | {"jobs": jobs}, least=1)
-        _check({"height": self.height, "width": self.width}, least=_LEAST_SIDE)
-        _check({"seed": self.seed}, least=0)
-        settings = {"seed": self.seed, "height": self.height, "width": self.width}
-        claim_folder(self.folder, _settings(self.layout, **settings, **named))
-        missing = {}
-        for split, size in sizes.items():
-            for path in self._paths(split, 0).values():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            complete = (all(path.is_file() for path in self._paths(split, index).values()) for index in range(size))
-            missing[split.name.lower()] = [index for index, is_complete in enumerate(complete) if not is_complete]
-        _run(self._write_some, missing, jobs, console)
-        return self.folder
-
-    def _paths(self, split: Split, index: int) -> dict[str, Path]:
-        return {name: self.folder / split.name.lower() / name / f"{index}.npy" for name in self.files}
-
-    def _write_some(self, chunk: tuple[str, Sequence[int]]) -> None:
-        split = Split[chunk[0].upper()]
-        for index in chunk[1]:
-            arrays = self.example(self.seed, split, index, self.height, self.width)
-            for name, path in self._paths(split, index).items():
-                with replacing(path) as unfinished, unfinished.open("wb") as file:
-                    np.save(file, np.ascontiguousarray(arrays[name]))
-
-
-def _write_faces(images: Path, seed: int, chunk: tuple[str, Sequence[int]]) -> None:
-    for index in chunk[1]:
-        with replacing(images / image_name(index)) as unfinished:
-            paint(seed, index).save(unfinished, format="JPEG", quality=92)
-
-
-def _run(
-    write: Callable[[tuple[str, Sequence[int]]], None],
-    missing: Mapping[str, Sequence[int]],
-    jobs: int,
-    console: Console | None,
-) -> None:
-    """Write the examples that are missing, some at a time."""
-    chunks = {
-        f"{what} {some[0]} to {some[-1]}": (what, some)
-        for what, indices in missing.items()
-        for some in (indices[first : first + _AT_ONCE] for first in range(0, len(indices), _AT_ONCE))
-    }
-    if not chunks:
-        return
-    if jobs == 1 and console is None:
-        with _one_thread():
-            for chunk in chunks.values():
-                write(chunk)
+    about = "Drawn by python -m recipes.scenes: no photographs, no benchmark."
+    settings = {"about": about, "version": _VERSION, "layout": layout, **numbers}
+    path = folder / "scenes.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in {**settings, **found} if settings.get(name) != found.get(name)]
+        if names:
+            differences = ", ".join(f"{name}={found.get(name)!r} there, {settings.get(name)!r} now" for name in names)
+            raise FileExistsError(
+                f"folder={str(folder)!r} holds scenes of other settings ({differences}): choose another, or delete it."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"folder={str(folder)!r} must be empty, new, or begun by this command, which leaves scenes.json in it."
+        )
     else:
-        quiet = Console(quiet=True)
-        for _ in run_with_progress(write, chunks, jobs, _use_one_thread, console or quiet, "starting"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _run(write: Callable[[Any], None], missing: Mapping[str, Any], jobs: int, console: Console | None) -> None:
+    if jobs == 1 and console is None:
+        for item in missing.values():
+            write(item)
+    elif missing:
+        for _ in run_with_progress(write, missing, jobs, _no_preparation, console or Console(quiet=True), "starting"):
             pass
 
 
-def _use_one_thread() -> None:
-    # Processes are the parallelism; and how elements are dealt out to threads may show in the last bit of a result.
-    torch.set_num_threads(1)
+def _no_preparation() -> None:
+    pass
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    _use_one_thread()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _write_arrays(
+    layout: str, folder: Path, numbers: Mapping[str, int], jobs: int = 1, console: Console | None = None
+) -> Path:
+    _begin(folder, layout, numbers, jobs)
+    missing = {
+        f"{split} {index}": (split, index)
+        for split in ("train", "val")
+        for index in range(numbers[f"num_{split}"])
+        if not all((folder / split / name / f"{index}.npy").is_file() for name in _FILES[layout])
+    }
+    write = partial(_write_example, layout, folder, numbers["seed"], (numbers["height"], numbers["width"]))
+    _run(write, missing, jobs, console)
+    return folder
+
+
+def _write_example(layout: str, folder: Path, seed: int, size: tuple[int, int], item: tuple[str, int]) -> None:
+    split, index = item
+    rng = np.random.default_rng((list(_FILES).index(layout), seed, split == "val", index))
+    for name, array in (make_room if layout == "nyuv2" else make_street)(rng, *size).items():
+        path = folder / split / name / f"{index}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            np.save(file, array)
+
+
+def _write_face(images: Path, seed: int, index: int) -> None:
+    rng = np.random.default_rng((_FACES, seed, index))
+    with replacing(images / _image_name(index + 1)) as unfinished:
+        paint_face(draw_attributes(rng), rng).save(unfinished, format="JPEG", quality=92)
+
+
+def _texts(faces: Sequence[Mapping[str, bool]], sizes: Sequence[int]) -> dict[str, str]:
+    """CelebA's text files. Every face is a person of its own."""
+    count = len(faces)
+    attributes = [[2 * has[name] - 1 for name in ATTRIBUTES] for has in faces]
+    return {
+        # The real file has a space at the end of the line of names.
+        "Anno/list_attr_celeba.txt": _table([f"{count}", " ".join(ATTRIBUTES) + " "], 2, attributes),
+        "Anno/list_bbox_celeba.txt": _table([f"{count}", f"image_id {_SIDES}"], 3, [BOUNDS] * count),
+        "Anno/list_landmarks_align_celeba.txt": _table([f"{count}", _POINTS], 3, [LANDMARKS] * count),
+        "Anno/identity_CelebA.txt": _table([], 0, [[1 + index] for index in range(count)]),
+        "Eval/list_eval_partition.txt": _table([], 0, np.repeat(range(len(sizes)), sizes)[:, None].tolist()),
+    }
+
+
+def _table(head: Sequence[str], width: int, rows: Sequence[Sequence[int]]) -> str:
+    lines = [
+        " ".join([_image_name(index + 1), *(str(number).rjust(width) for number in row)])
+        for index, row in enumerate(rows)
+    ]
+    return "\n".join([*head, *lines, ""])

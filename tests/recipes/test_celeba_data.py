@@ -13,7 +13,7 @@ from torchvision import transforms
 
 from recipes.celeba.attributes import ATTRIBUTES
 from recipes.celeba.data import CelebADataModule
-from recipes.scenes.attributes import ATTRIBUTES as SCENES_ATTRIBUTES
+from recipes.scenes.faces import ATTRIBUTES as SCENES_ATTRIBUTES
 from recipes.scenes.writers import write_celeba
 
 SIZES = {"train": 12, "val": 5, "test": 3}

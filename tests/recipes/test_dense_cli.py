@@ -134,7 +134,7 @@ def test_the_options_of_the_callback_are_within_reach(recipe: str, arguments: Ca
 
 
 def test_the_best_checkpoint_and_the_last_are_kept(arguments: Callable[..., list[str]], tmp_path: Path):
-    options = ("--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--model.lr=1")
+    options = ("--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--model.lr=0.1")
     cli = parse("cityscapes", arguments("cityscapes", "ls", *options))
     cli.trainer.fit(cli.model, cli.datamodule)
     best, last = (torch.load(next(tmp_path.rglob(f"{name}.ckpt")), weights_only=False) for name in ("best", "last"))
