@@ -81,7 +81,7 @@ class SymmetryTeleportCallback(Callback):
             checksums, and to stop if they differ. It costs next to nothing.
 
     Attributes:
-        reports: A :class:`~lightning_cost._teleport.report.TeleportReport` for each teleport that was tried.
+        reports: A :class:`~lightning_cost.TeleportReport` for each teleport that was tried.
 
     Raises:
         ValueError: If an argument is out of range.
