@@ -80,4 +80,4 @@ def check_effect(name: str, value: object, default: object, without: str) -> Non
         ValueError: If it is refused.
     """
     if value != default:
-        raise ValueError(f"`{name}={value!r}` has no effect {without}. Leave it out, or change the other.")
+        raise ValueError(f"`{name}={value!r}` has no effect {without}. Remove one of the two.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cost._arguments import check_choice, check_integer, check_positive
+from lightning_cost._arguments import check_choice, check_integer
 from lightning_cost._lightning.checks import (
     allow_repeated_backward,
     check_automatic_optimization,
@@ -25,10 +25,11 @@ from lightning_cost._lightning.checks import (
 )
 from lightning_cost._teleport.fit import FitTeleports, check_reach
 from lightning_cost._teleport.optimizer_state import History, HistoryReuse
-from lightning_cost._teleport.report import TeleportReport, without_traces
+from lightning_cost._teleport.report import EpochCounts, TeleportReport, without_traces
 from lightning_cost._teleport.run import Teleporter
 from lightning_cost._training.engine import engine_of
 from lightning_cost._training.evaluate import grads_are_finite
+from lightning_cost._training.step import Window
 from lightning_cost.invariance import Invariance
 from lightning_cost.mixin import MultiTaskMixin
 from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective, SampledSharpness
@@ -124,9 +125,6 @@ class SymmetryTeleportCallback(Callback):
             check_choice("objective", objective, _OBJECTIVES, "an Objective")
         if not isinstance(search, Search):
             check_choice("search", search, _SEARCHES, "a Search")
-        if tolerance is not None:
-            check_positive("tolerance", tolerance)
-        check_choice("invariance", invariance, get_args(Invariance))
         check_integer("seed", seed)
         self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
@@ -141,7 +139,9 @@ class SymmetryTeleportCallback(Callback):
         self._history = HistoryReuse(history)
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
-        self._epoch = _EpochCounts()
+        self._epoch = EpochCounts()
+        self._asked: Window | None = None
+        self._due = False
         self._fit: FitTeleports | None = None
         self._warned = False
 
@@ -203,9 +203,9 @@ class SymmetryTeleportCallback(Callback):
         """Refuse what is not supported before training starts."""
         if stage != "fit":
             return
-        # A checkpoint is loaded after this.
-        self._epoch = _EpochCounts()
-        self._warned = False
+        # Reset here: Lightning loads a checkpoint later, which sets the counts.
+        self._epoch = EpochCounts()
+        self._asked, self._warned = None, False
         if not isinstance(pl_module, MultiTaskMixin):
             raise MisconfigurationException(
                 f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
@@ -242,21 +242,28 @@ class SymmetryTeleportCallback(Callback):
         self._end_fit()
 
     @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizer as it was, and hold no memory. Lightning does not call ``teardown`` now."""
+        self._end_fit()
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask for the task gradients of the coming optimizer step if a check is due."""
         assert isinstance(pl_module, MultiTaskMixin)
-        assert self._fit is not None
+        if self._fit is None:
+            raise MisconfigurationException(
+                f"{type(self).__name__}.on_fit_start did not call `super().on_fit_start(trainer, pl_module)`."
+            )
         # Not in `on_train_epoch_start`: Lightning skips it after a checkpoint from the last batch of an epoch.
         if self._epoch.epoch != trainer.current_epoch:
-            self._epoch = _EpochCounts(epoch=trainer.current_epoch)
-        step = engine_of(pl_module).step
-        if step.check_due is None:
-            step.check_due = self.should_check(trainer, pl_module)
+            self._epoch = EpochCounts(epoch=trainer.current_epoch)
+        engine = engine_of(pl_module)
+        if self._asked != engine.window:
+            self._asked, self._due = engine.window, self.should_check(trainer, pl_module)
             if type(self).should_check is not SymmetryTeleportCallback.should_check:
-                step.check_due = self._fit.ranks.decide(step.check_due)
-        if step.check_due:
-            pl_module.request_task_gradients()
-            step.wants_batches = True
+                self._due = self._fit.ranks.decide(self._due)
+        if self._due:
+            engine.request(batches=True)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,9 +282,9 @@ class SymmetryTeleportCallback(Callback):
         assert self._fit is not None
         self._history.disarm()
         step = engine_of(pl_module).step
-        gradients = step.gradients
+        gradients = None if step is None else step.gradients
         # Without batches, `training_step` returned None for all of them, and there is nothing to step on.
-        if not step.check_due or not step.batches or gradients is None:
+        if not self._due or step is None or not step.batches or gradients is None:
             return
         if gradient_scaler(trainer) is not None and not (
             gradients.is_finite and grads_are_finite(pl_module.parameters())
@@ -323,7 +330,7 @@ class SymmetryTeleportCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken."""
         self.reports = [TeleportReport(**report) for report in state_dict["reports"]]
-        self._epoch = _EpochCounts(**state_dict["epoch"])
+        self._epoch = EpochCounts(**state_dict["epoch"])
         self._generator.set_state(state_dict["generator"].cpu())
 
     def _check_reach(self, module: LightningModule) -> None:
@@ -336,12 +343,3 @@ class SymmetryTeleportCallback(Callback):
         if self._fit is not None:
             self._fit.close()
             self._fit = None
-
-
-@dataclass
-class _EpochCounts:
-    epoch: int = -1
-    checks: int = 0
-    conflicts: int = 0
-    tried: int = 0
-    accepted: int = 0

@@ -78,10 +78,12 @@ class MultiTaskMixin(LightningModule):
     # Annotated only: a class attribute would hide the submodule that `self.mtl_method = ...` registers.
     mtl_method: Aggregator | Scalarizer | None
     reduce_dtype: torch.dtype | None = None
+    _multi_task: Engine
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # First, and not as a module would: a later base class may set `_ddp_params_and_buffers_to_ignore`.
+        object.__setattr__(self, "_multi_task", Engine(self))
         super().__init__(*args, **kwargs)
-        self._multi_task = Engine(self)
 
     def task_losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
         """Compute the loss of every task on a batch. This is what you write, here or in a later base class.
@@ -110,9 +112,9 @@ class MultiTaskMixin(LightningModule):
         step needs them: for an aggregator, for a trigger check that is due, or after :meth:`request_task_gradients`.
         Otherwise they are ``None``, and the step costs what plain Lightning costs.
 
-        They are averaged over the processes of DDP, and do not have the scale of a gradient scaler. Under a scaler they
-        may be infinite or NaN (see ``is_finite``), because it skips such a step. Between micro-batches they are the sum
-        so far, of this process alone.
+        They are averaged over the processes of DDP, and do not have the scale of a gradient scaler. With a scaler they
+        may be infinite or NaN (see ``is_finite``): it then skips the step. Between micro-batches they are the sum so
+        far, of this process alone.
         """
         return self._multi_task.gradients
 
@@ -121,7 +123,7 @@ class MultiTaskMixin(LightningModule):
 
         Call it on every process and before ``training_step``, for example in ``on_train_batch_start`` of a callback.
         """
-        self._multi_task.request_gradients()
+        self._multi_task.request()
 
     @property
     def replaying(self) -> bool:

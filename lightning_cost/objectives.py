@@ -49,7 +49,7 @@ class Objective(ABC):
         """
 
     def aim(self, value: float) -> float:
-        """The value that a step should reach from a point with this value; infinite for the longest step allowed."""
+        """The objective that one step aims at, given its present value. Infinity asks for the longest step."""
         return math.inf
 
     @abstractmethod
@@ -239,7 +239,7 @@ class SampledSharpness(Objective):
 class RandomDirection(Objective):
     """A random direction: a control that shows what moving along the level set does by itself.
 
-    Every point that holds the losses is accepted.
+    The teleport accepts every candidate within the tolerance.
     """
 
     uses_task_gradients = False
@@ -276,7 +276,7 @@ class Reversed(Objective):
         return None if value is None else -value
 
     def aim(self, value: float) -> float:
-        """A change as large as the one that the objective aims at."""
+        """Aims as far down as the objective aims up."""
         return value + self.objective.aim(-value) + value
 
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float | None, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,9 +13,14 @@ from torch.nn import Parameter
 
 from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
 from lightning_cost._training.autograd import task_gradient
-from lightning_cost._training.evaluate import Numerics, grads_are_finite, values_of
-from lightning_cost._training.method import Method, Scalarization
-from lightning_cost._training.step import mean_losses
+from lightning_cost._training.evaluate import (
+    Numerics,
+    Scalarization,
+    check_losses,
+    grads_are_finite,
+    mean_losses,
+    values_of,
+)
 from lightning_cost._vectors import accumulate, flatten, norm_of, num_elements, views, zeros_like_shared
 from lightning_cost.gradients import TaskGradients
 
@@ -23,7 +29,7 @@ __all__ = ["Point", "Surface"]
 
 @dataclass(frozen=True)
 class Point:
-    """What is known of the task losses at one value of the shared parameters.
+    """Task losses, and task gradients if known, at one position.
 
     Attributes:
         losses: Task losses, shape ``(K,)``.
@@ -60,7 +66,9 @@ class Surface:
             micro-batch. The surface is their mean. A single function stands for a single batch.
         shared: The shared parameters.
         parameters: All parameters whose ``.grad`` :meth:`point` computes; ``None`` for the shared ones.
-        scalarize: Turns the task losses into the scalar that ``.grad`` is the gradient of; ``None`` for their mean.
+        scalarize: Turns the task losses into the scalar that ``.grad`` is the gradient of; ``None`` for their mean. If
+            the scalar weighs all tasks equally, return it together with their common factor: this saves a backward
+            pass.
         generator: Source of random numbers, on the CPU; ``None`` for one seeded with 0.
         numerics: What a Trainer does to losses and gradients; ``None`` for nothing.
 
@@ -90,7 +98,7 @@ class Surface:
         batches: Callable[[], Mapping[str, Tensor]] | Sequence[Callable[[], Mapping[str, Tensor]]],
         shared: Sequence[Parameter],
         parameters: Sequence[Parameter] | None = None,
-        scalarize: Callable[[dict[str, Tensor]], Scalarization] | None = None,
+        scalarize: Callable[[dict[str, Tensor]], Tensor | tuple[Tensor, float | None]] | None = None,
         generator: torch.Generator | None = None,
         numerics: Numerics | None = None,
     ) -> None:
@@ -107,46 +115,59 @@ class Surface:
         self.ranks = self._numerics.ranks
         self.forwards = 0
         self.backwards = 0
-        self._known: tuple[list[int], Tensor] | None = None
+        self._names: tuple[str, ...] | None = None
+        self._held: Tensor | None = None
+        self._moves = 0
 
     @property
     def num_parameters(self) -> int:
         """The number :math:`P` of elements of the shared parameters."""
         return num_elements(self.shared)
 
-    def position(self) -> Tensor:
-        """The values of the shared parameters, shape ``(P,)``. Do not write into it.
+    @property
+    def moves(self) -> int:
+        """How often the surface has moved."""
+        return self._moves
 
-        The surface keeps the vector until the parameters change, so that asking again makes no copy.
+    def position(self) -> Tensor:
+        """A copy of the shared parameters, shape ``(P,)``."""
+        return self.flatten([parameter.detach() for parameter in self.shared])
+
+    def hold(self, position: Tensor | None) -> None:
+        """Tell the surface its position, so that it need not copy it before it moves for a while.
+
+        Args:
+            position: What :meth:`position` returned. Do not write into it. ``None`` to forget it.
         """
-        if self._known is None or self._known[0] != self._versions():
-            self._known = self._versions(), self.flatten([parameter.detach() for parameter in self.shared])
-        return self._known[1]
+        self._held = position
 
     @torch.no_grad()
     def move_to(self, position: Tensor) -> None:
-        """Write a vector of shape ``(P,)`` into the shared parameters. It must not change afterwards."""
-        if self._known is not None and self._known[1] is position and self._known[0] == self._versions():
-            return
+        """Write a vector of shape ``(P,)`` into the shared parameters."""
+        self._held = None
+        self._moves += 1
         for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
             parameter.copy_(view)
-        self._known = self._versions(), position
 
     @torch.no_grad()
     def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
         """Add ``scale`` times a vector of shape ``(P,)`` to the shared parameters."""
+        self._held = None
+        self._moves += 1
         for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
             parameter.add_(view, alpha=scale)
 
     @contextmanager
     def displaced(self, vector: Tensor, scale: float = 1.0) -> Iterator[None]:
         """:meth:`move_by` for a while. On exit the shared parameters are exactly what they were."""
-        position = self.position()
+        held = self._held
+        position = self.position() if held is None else held
         self.move_by(vector, scale)
         try:
             yield
         finally:
             self.move_to(position)
+            self._held = held
 
     def norm(self) -> float:
         """The Euclidean norm of the shared parameters."""
@@ -262,8 +283,8 @@ class Surface:
         single = len(self._batches) == 1
         if not single and not admit(self.losses()):
             return None
-        for parameter in self._parameters:
-            parameter.grad = None
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        self.set_grads([None] * len(self._parameters))
         expected = ExpectedNorms()
         if near is not None:
             expected.learn(near.gradients, near.losses.tolist())
@@ -277,8 +298,10 @@ class Surface:
             if single and not admit(values):
                 return None
             # No process fails alone here: a method sees the same losses on all of them.
-            total, weight = self._scalarize(losses)
-            backward = (total * (share * loss_scale)).backward
+            scalar = self._scalarize(losses)
+            total, weight = (scalar, None) if isinstance(scalar, Tensor) else scalar
+            # Not into `.grad` of anything else that the graph reaches: nobody would put it back.
+            backward = partial((total * (share * loss_scale)).backward, inputs=trained)
             with self.ranks.fail_together():
                 self.backwards += accumulator.add(losses, weight, share, backward, values)
         self.ranks.mean_gradients_(self._parameters)
@@ -296,14 +319,12 @@ class Surface:
             if parameter.grad is not None and factor != 1:
                 parameter.grad.mul_(factor)
 
-    def _versions(self) -> list[int]:
-        """PyTorch counts how often a tensor has been written to."""
-        return [parameter._version for parameter in self.shared]
-
     def _forward(self, batch: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         self.forwards += 1
-        return dict(batch())
+        losses = check_losses(batch(), self._names)
+        self._names = tuple(losses)
+        return losses
 
 
 def _mean(losses: dict[str, Tensor]) -> Scalarization:
-    return Method().scalarize(torch.stack(list(losses.values())), Numerics().ranks)
+    return Scalarization(torch.stack(list(losses.values())).mean(), 1 / len(losses))

@@ -34,8 +34,8 @@ class Majority:
     r"""Whether at least :math:`\lceil \text{share} \cdot K \rceil` tasks conflict with the mean (Eq. 4: half of them).
 
     Args:
-        share: Share of the tasks, in (0, 1]. The paper takes 0.5. So many tasks conflict only if the gradient of one
-            task outweighs the others in the mean.
+        share: Share of the tasks, in (0, 1]. The paper takes 0.5. Half of the tasks can conflict only if one gradient
+            is much larger than the others.
 
     Example:
         >>> import torch

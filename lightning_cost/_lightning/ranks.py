@@ -78,7 +78,7 @@ class Ranks:
         return bool(self.broadcast_(torch.tensor(int(decision), device=self.device))) if self.size > 1 else decision
 
     def agree(self, decision: bool) -> bool:
-        """A decision that each process takes by itself, from the same numbers.
+        """Check that all processes decided the same.
 
         Raises:
             RuntimeError: On every process, if the decisions differ.

@@ -37,7 +37,7 @@ class RecordedBatch:
 
 
 class BufferState:
-    """The buffers of some modules: their values, and which of them exist.
+    """The values of the buffers of some modules, including buffers that are ``None``.
 
     Args:
         modules: The modules.

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_cost._lightning.progress import StageDisplay
 from lightning_cost._lightning.ranks import Ranks
+from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._teleport.optimizer_state import HistoryReuse
 from lightning_cost._teleport.report import TeleportReport, append_report, make_report
 from lightning_cost._teleport.run import Outcome, Teleporter
@@ -66,6 +67,7 @@ class FitTeleports:
     def close(self) -> None:
         """Leave the optimizer as it was, and free memory."""
         self._hook.remove()
+        self._history.disarm()
         self._teleporter.clear()
 
     def teleport(self, trainer: Trainer, reports: list[TeleportReport]) -> TeleportReport:
@@ -77,7 +79,8 @@ class FitTeleports:
         """
         began = time.perf_counter()
         engine, step = self._engine, self._engine.step
-        surface = self._surface()
+        assert step is not None
+        surface = self._surface(step.batches)
         # Lightning divides by the full number of micro-batches, even if the last window of an epoch has fewer.
         share = len(step.batches) / trainer.accumulate_grad_batches
         gradients = step.gradients
@@ -91,7 +94,7 @@ class FitTeleports:
             return make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
 
         outcome = Outcome(False, "", start, start)
-        # Not in the `except` clause: if memory ran out in the teleport, it may be missing there as well.
+        # Make the report now. After an out-of-memory error there may be no memory for it.
         failed = report(outcome)
         try:
             with torch.enable_grad(), engine.without_trace(), StageDisplay(trainer) as display:
@@ -115,16 +118,16 @@ class FitTeleports:
             )
             append_report(reports, failed)
             raise
+        append_report(reports, finished)
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
             self._teleporter.recycle(engine.move_to(moved, outcome.end.losses))
-        append_report(reports, finished)
         return finished
 
-    def _surface(self) -> Surface:
+    def _surface(self, batches: Sequence[RecordedBatch]) -> Surface:
         module, engine = self._module, self._engine
         return Surface(
-            [partial(engine.replay, batch) for batch in engine.step.batches],
+            [partial(engine.replay, batch) for batch in batches],
             shared_parameters(module),
             list(module.parameters()),
             engine.scalarize_again,
@@ -150,7 +153,7 @@ def check_reach(search: Search, module: LightningModule) -> str:
         return ""
     return (
         f"Teleports take steps in {share:.0%} of the shared parameters: {search!r} leaves out"
-        f" {', '.join(missing) or 'all that are no matrices'}."
+        f" {', '.join(missing) or 'all parameters with fewer than two dimensions'}."
     )
 
 

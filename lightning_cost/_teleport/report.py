@@ -34,8 +34,8 @@ class TeleportReport:
         sigma: Cosine of the move with the gradient before it (Eq. 12); 0 without a move.
         drift: Largest relative change of a held loss.
         seconds: Wall-clock time.
-        forwards: Forward passes per batch, including the update's own if the teleport was accepted.
-        backwards: Backward passes of a task or of a weighted sum of tasks, including the update's own likewise.
+        forwards: Forward passes of a micro-batch, those at the new point included.
+        backwards: Backward passes of a task or of a weighted sum of tasks, those at the new point included.
         trace: What was evaluated on the way, in order: dictionaries with a ``stage`` and figures. Only the last few
             reports of a callback keep theirs, and checkpoints hold none.
     """
@@ -56,6 +56,25 @@ class TeleportReport:
     forwards: int
     backwards: int
     trace: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class EpochCounts:
+    """What a callback has done in an epoch.
+
+    Attributes:
+        epoch: The epoch.
+        checks: Checks of the trigger.
+        conflicts: Checks that found conflict.
+        tried: Teleports that were tried.
+        accepted: Teleports that were accepted.
+    """
+
+    epoch: int = -1
+    checks: int = 0
+    conflicts: int = 0
+    tried: int = 0
+    accepted: int = 0
 
 
 def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int, seconds: float) -> TeleportReport:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_cost._vectors import accumulate
+from lightning_cost._arguments import check_choice, check_positive
 from lightning_cost.invariance import Invariance, drift
 from lightning_cost.objectives import ConflictAlignment, Objective
 from lightning_cost.searches import LevelSetSearch, Search, SearchContext
@@ -69,6 +69,9 @@ class Teleporter:
         tolerance: Largest accepted relative change of a held loss. ``None`` accepts every finite candidate, even if the
             objective did not grow, as the paper does.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     Example:
         >>> from torch import nn
         >>> from lightning_cost.surface import Surface
@@ -94,6 +97,13 @@ class Teleporter:
         invariance: Invariance = "per_task",
         tolerance: float | None = 0.02,
     ) -> None:
+        if objective is not None and not isinstance(objective, Objective):
+            raise ValueError(f"`objective` must be an Objective; got {objective!r}.")
+        if search is not None and not isinstance(search, Search):
+            raise ValueError(f"`search` must be a Search; got {search!r}.")
+        check_choice("invariance", invariance, get_args(Invariance))
+        if tolerance is not None:
+            check_positive("tolerance", tolerance)
         self.objective = ConflictAlignment() if objective is None else objective
         self.search = LevelSetSearch() if search is None else search
         self.invariance = invariance
@@ -126,8 +136,6 @@ class Teleporter:
         except BaseException:
             attempt.go_back()
             raise
-        finally:
-            self._spares += attempt.unused
 
     def take_spare(self) -> Tensor | None:
         """A matrix whose memory may be reused, if there is one."""
@@ -143,7 +151,7 @@ class Teleporter:
 
 
 class _Attempt:
-    """One run of a :class:`Teleporter`: it knows where the teleport started, and what memory it took."""
+    """One run of a :class:`Teleporter`. It knows where the teleport started, and where it is if it moved."""
 
     def __init__(
         self,
@@ -153,13 +161,14 @@ class _Attempt:
         learning_rate: float,
         on_stage: Callable[[str], None],
     ) -> None:
-        self.unused: list[Tensor] = []
         self._teleporter = teleporter
         self._surface = surface
         self._modules = modules
         self._learning_rate = learning_rate
         self._on_stage = on_stage
+        # At most two copies of the shared parameters: where it started, and where the last accepted step led.
         self._origin = surface.position()
+        self._position = self._origin
         self._grads = surface.grads()
         self._passes = surface.forwards, surface.backwards
         self._trace: list[dict[str, Any]] = []
@@ -179,20 +188,21 @@ class _Attempt:
         value = objective.value(surface, point)
         self._record("start", losses=point.losses, drift=0.0, objective=value)
         start = reached = _Place(point, grads, value)
+        reason = ""
         for _ in range(self._teleporter.search.rounds):
-            position = surface.position() if reached is not start else self._origin
+            surface.hold(self._position)
             place, reason = self._first_accepted(start, reached)
             if place is None:
-                surface.go_back(position, reached.grads)
+                if reached is not start:
+                    surface.go_back(self._position, reached.grads)
                 break
             if reached is not start:
-                self.unused.append(reached.point.gradients.matrix)
+                self._teleporter.recycle(reached.point.gradients.matrix)
             reached = place
         if reached is start:
             return self._refused(point, reason)
         surface.set_grads(reached.grads)
-        move = self._origin.neg()
-        accumulate([parameter.detach() for parameter in surface.shared], surface.shared, move)
+        move = self._position.sub_(self._origin)
         sigma = trajectory_similarity(move, point.gradients.mean)
         return self._outcome(True, "accepted", point, reached.point, sigma)
 
@@ -202,6 +212,7 @@ class _Attempt:
         context = SearchContext(
             surface,
             reached.point,
+            self._position,
             objective,
             self._teleporter.invariance,
             self._modules,
@@ -213,27 +224,42 @@ class _Attempt:
 
         def admit(losses: Tensor) -> bool:
             nonlocal refusal
-            refusal = self._loss_refusal(losses, start.point.losses)
             change = drift(losses, start.point.losses, self._teleporter.invariance)
+            refusal = self._loss_refusal(losses, change)
             self._record("candidate", losses=losses, drift=change)
             return not refusal
 
-        for _ in self._teleporter.search.candidates(context):
+        candidates = self._teleporter.search.candidates(context)
+        for _ in candidates:
+            # A search may have written into the parameters without telling the surface.
+            surface.hold(None)
             point = surface.point_if(admit, reached.point, spare)
             if point is not None:
                 spare = point.gradients.matrix
-                grads, finite = surface.grads(), surface.grads_are_finite()
+                grads, finite = surface.grads(), point.gradients.is_finite and surface.grads_are_finite()
                 value = objective.value(surface, point)
                 self._trace[-1]["objective"] = value
                 refusal = self._objective_refusal(value, reached.value)
                 if not refusal and not finite:
                     refusal = "a gradient is not finite at the candidate"
                 if surface.ranks.agree(not refusal):
+                    self._accept(candidates)
                     return _Place(point, grads, value), "accepted"
             reason = refusal
         if spare is not None:
-            self.unused.append(spare)
+            self._teleporter.recycle(spare)
         return None, reason
+
+    def _accept(self, candidates: Iterator[None]) -> None:
+        """Stay where the surface is, even if the search moves it when it is stopped."""
+        surface, moves = self._surface, self._surface.moves
+        # First without the old copy: there is memory for two.
+        self._position = self._origin
+        self._position = surface.position()
+        if isinstance(candidates, Generator):
+            candidates.close()
+        if surface.moves != moves:
+            surface.move_to(self._position)
 
     def _refused(self, point: Point, reason: str) -> Outcome:
         self.go_back()
@@ -254,11 +280,10 @@ class _Attempt:
             self.go_back,
         )
 
-    def _loss_refusal(self, losses: Tensor, reference: Tensor) -> str:
+    def _loss_refusal(self, losses: Tensor, largest: float) -> str:
         if not bool(torch.isfinite(losses).all()):
             return "a loss is not finite at the candidate"
         tolerance = self._teleporter.tolerance
-        largest = drift(losses, reference, self._teleporter.invariance)
         if tolerance is not None and not largest <= tolerance:
             return f"a loss drifts by {largest:.2%}, over the tolerance of {tolerance:.2%}"
         return ""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_cost._training.autograd import no_gradient, reached_leaves, task_gradient
-from lightning_cost._training.evaluate import Numerics, values_of
+from lightning_cost._training.evaluate import Numerics
 from lightning_cost._vectors import accumulate, assign, columns, num_elements, row_dtype
 from lightning_cost.gradients import TaskGradients
 
@@ -69,15 +69,15 @@ class Accumulator:
     def __init__(
         self,
         shared: Sequence[Parameter],
-        expected: ExpectedNorms | None = None,
-        numerics: Numerics | None = None,
+        expected: ExpectedNorms,
+        numerics: Numerics,
         spare: Tensor | None = None,
     ) -> None:
         self.shared = list(shared)
         self.losses: list[float] = []
         self.gradients: TaskGradients | None = None
-        self._expected = ExpectedNorms() if expected is None else expected
-        self._numerics = Numerics() if numerics is None else numerics
+        self._expected = expected
+        self._numerics = numerics
         self._spare = spare
         self._names: tuple[str, ...] = ()
         self._matrix: Tensor | None = None
@@ -91,7 +91,7 @@ class Accumulator:
         weight: float | None,
         share: float,
         backward: Callable[[], object],
-        values: Tensor | None = None,
+        values: Tensor,
     ) -> int:
         """Differentiate a micro-batch: add the rows of its tasks, then run its ordinary backward pass.
 
@@ -101,7 +101,8 @@ class Accumulator:
                 several, or if ``.grad`` is not exactly their sum.
             share: Factor of this micro-batch, one over the number of micro-batches.
             backward: Runs the ordinary backward pass, which fills ``.grad``.
-            values: The losses averaged over the processes, so that all subtract the same row; ``None`` for ``losses``.
+            values: The losses averaged over the processes. They choose the subtracted row, which must be the same on
+                all processes.
 
         Returns:
             The number of backward passes.
@@ -113,8 +114,8 @@ class Accumulator:
         cleared = all(parameter.grad is None for parameter in self.shared)
         first = cleared or self._matrix is None
         if first:
-            # `.grad` may hold something else: rows may be asked for between micro-batches, and a parameter that is not
-            # in the optimizer is never cleared.
+            # Task gradients may be requested in the middle of a window, and `.grad` of a parameter outside the
+            # optimizer is never cleared. Then `.grad` holds more than these losses.
             self._begin(losses, weight if cleared else None, values)
         assert self._matrix is not None
         loss_scale, passes = self._numerics.loss_scale, 1
@@ -162,9 +163,9 @@ class Accumulator:
             self._silence_rounding(subtracted, max(torch.finfo(dtype).eps for dtype in dtypes))
         return self.gradients
 
-    def _begin(self, losses: Mapping[str, Tensor], weight: float | None, values: Tensor | None) -> None:
+    def _begin(self, losses: Mapping[str, Tensor], weight: float | None, values: Tensor) -> None:
         self._names = tuple(losses)
-        self.losses = (values_of(losses) if values is None else values).tolist()
+        self.losses = values.tolist()
         shape, dtype = (len(losses), num_elements(self.shared)), row_dtype(self.shared)
         spare, device = self._spare if self._matrix is None else self._matrix, self.shared[0].device
         reusable = spare is not None and spare.shape == shape and spare.dtype == dtype and spare.device == device

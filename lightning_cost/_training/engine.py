@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -21,16 +20,24 @@ from lightning_cost._lightning.checks import (
     check_strategy,
     check_unscaling,
     gradient_scaler,
+    loss_scale_of,
 )
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch, preserved
 from lightning_cost._lightning.rng import RngState
 from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
-from lightning_cost._training.evaluate import Numerics, check_finite, check_losses, values_of
-from lightning_cost._training.method import Method, Scalarization, check_method, make_method
+from lightning_cost._training.evaluate import (
+    Numerics,
+    Scalarization,
+    check_finite,
+    check_losses,
+    mean_losses,
+    values_of,
+)
+from lightning_cost._training.method import Method, check_method, make_method, write_gradient
 from lightning_cost._training.method_state import MethodSnapshot, MethodState, changed_without_backward
 from lightning_cost._training.shared import shared_parameters
-from lightning_cost._training.step import PendingLosses, Step, mean_losses
+from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
 
 __all__: list[str] = []
@@ -58,11 +65,15 @@ class Engine:
         self._method_state = MethodState()
         self._matrix: Tensor | None = None
         self._hook: RemovableHandle | None = None
-        self._step = Step()
+        self._step: Step | None = None
+        self._coming = Step()
+        self._gradients: TaskGradients | None = None
+        self._comparison: tuple[list[RecordedBatch], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
-        return {**self.__dict__, "_step": Step(), "_matrix": None, "_hook": None}
+        left_out = dict.fromkeys(("_step", "_gradients", "_comparison", "_matrix", "_hook"))
+        return {**self.__dict__, **left_out, "_coming": Step()}
 
     @property
     def method(self) -> Method:
@@ -75,27 +86,35 @@ class Engine:
     @property
     def numerics(self) -> Numerics:
         """What the Trainer does to losses and gradients in this step."""
-        return Numerics.of(self._module, self._module.reduce_dtype)
+        return Numerics(Ranks.of(self._module), loss_scale_of(self._module.trainer), self._module.reduce_dtype)
 
     @property
-    def step(self) -> Step:
-        """The optimizer step under way, or the one to come. Outside of training, the last one."""
-        step = self._step
-        # A hook may end an epoch in the middle of a window of micro-batches. No optimizer step follows.
-        abandoned = step.window is not None and self._trainer is not None and step.window != _window(self._trainer)
-        if step.closed or abandoned:
-            self._step = Step()
+    def window(self) -> Window:
+        """The optimizer step that the current training batch belongs to."""
+        trainer = self._module.trainer
+        return trainer.current_epoch, trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches
+
+    @property
+    def step(self) -> Step | None:
+        """The optimizer step under way; ``None`` outside of one."""
         return self._step
 
     @property
     def gradients(self) -> TaskGradients | None:
-        """The task gradients of the current or last optimizer step; ``None`` if nobody needs them."""
-        return self._step.gradients
+        """The task gradients of the step under way, or else of the last one; ``None`` if it did not need them."""
+        return self._gradients if self._step is None else self._step.gradients
 
-    def request_gradients(self) -> None:
-        """Compute task gradients in the optimizer step to come."""
+    def request(self, batches: bool = False) -> None:
+        """Compute task gradients in the optimizer step that the current or the next training batch belongs to.
+
+        Args:
+            batches: Whether to record its batches as well.
+        """
         allow_repeated_backward()
-        self.step.wants_gradients = True
+        under_way = self._step is not None and self._step.window == self.window
+        step = self._step if under_way and self._step is not None else self._coming
+        step.wants_gradients = True
+        step.wants_batches |= batches
 
     def start_fit(self) -> None:
         """Check what can be checked before the first batch, and make the method ready.
@@ -105,7 +124,7 @@ class Engine:
         """
         module, method = self._module, self.method
         # An earlier fit may have ended in the middle of a step.
-        self._step = Step()
+        self._step, self._coming, self._gradients = None, Step(), None
         if module.reduce_dtype is not None and not getattr(module.reduce_dtype, "is_floating_point", False):
             raise MisconfigurationException(
                 f"`reduce_dtype` of {type(module).__name__} must be a floating torch.dtype such as torch.bfloat16, or"
@@ -127,8 +146,8 @@ class Engine:
             self._hook = check_optimizer(module).register_step_post_hook(self._after_optimizer_step)
 
     def end_fit(self) -> None:
-        """Leave the optimizer as it was."""
-        self._step.pending = self._step.comparison = None
+        """Leave the optimizer as it was, and hold no batches."""
+        self._step, self._coming, self._comparison = None, Step(), None
         self._remove_hook()
 
     def training_step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -164,11 +183,14 @@ class Engine:
             loss: What Lightning differentiates.
             backward: Runs the ordinary backward pass.
         """
-        step = self.step
-        pending, step.pending = step.pending, None
-        if not (step.wants_gradients or self.method.aggregates):
+        step = self._step
+        pending = None if step is None else step.pending
+        if step is not None:
+            step.pending = None
+        wanted = self._coming.wants_gradients if step is None else step.wants_gradients
+        if not (wanted or self.method.aggregates):
             backward()
-        elif pending is None:
+        elif step is None or pending is None:
             raise MisconfigurationException(
                 f"{type(self._module).__name__}.training_step did not call `super().training_step(batch, batch_idx)`,"
                 " so its task losses are unknown. Write `task_losses` instead of `training_step`, or call super."
@@ -176,26 +198,28 @@ class Engine:
         else:
             self._differentiate(step, loss, pending, backward)
         # Not earlier: a batch for which `training_step` returns None never gets here.
-        if pending is not None and pending.batch is not None:
+        if step is not None and pending is not None and pending.batch is not None:
             step.batches.append(pending.batch)
 
     def before_optimizer_step(self) -> None:
-        """Aggregate the task gradients into ``.grad`` of the shared parameters, and close the step."""
-        step, method, ranks = self.step, self.method, Ranks.of(self._module)
-        gradients, moved = step.gradients, step.moved_gradients is not None
+        """Aggregate the task gradients into ``.grad`` of the shared parameters. The step is over."""
+        step, method, ranks = self._step, self.method, Ranks.of(self._module)
+        if step is None:
+            return
+        gradients = step.gradients
         # Only a gradient scaler lets gradients pass that are not finite. It is going to skip the step.
         if gradients is not None and step.accumulator is not None and gradients.is_finite:
-            if not moved:
-                self._expected.learn(gradients, step.accumulator.losses)
+            losses = step.accumulator.losses if step.moved is None else step.moved[1].tolist()
+            self._expected.learn(gradients, losses)
             if method.aggregates:
                 shared = step.accumulator.shared
-                _write_gradient(method.aggregate(gradients, shared, ranks), shared)
+                write_gradient(method.aggregate(gradients, shared, ranks), shared)
+        if method.compares_losses and step.batches:
+            moved = step.moved is not None
+            self._comparison = step.batches, self._evaluate_again(step.batches) if moved else step.losses(ranks)
         if gradients is not None:
             self._matrix = gradients.matrix
-        if method.compares_losses and step.batches:
-            step.comparison = step.batches, self._evaluate_again(step.batches) if moved else step.losses(ranks)
-        step.batches = []
-        step.closed = True
+        self._gradients, self._step = gradients, None
 
     def move_to(self, gradients: TaskGradients, losses: Tensor) -> Tensor:
         """Go on with this optimizer step from the point that a teleport moved to.
@@ -207,17 +231,19 @@ class Engine:
         Returns:
             A matrix whose memory is free: that of the task gradients before.
         """
-        left = self._step.gradients
+        step = self._step
+        assert step is not None
+        left = step.gradients
         assert left is not None
-        self._step.moved_gradients = gradients
-        self._expected.learn(gradients, losses.tolist())
+        step.moved = gradients, losses
         return left.matrix
 
     def evaluate(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Evaluate and check ``task_losses``."""
         losses = check_losses(self._module.task_losses(batch, batch_idx), self.names or None)
-        if not self.names:
-            self.names = self._common_names(tuple(losses))
+        if self.names:
+            return losses
+        self.names = self._common_names(tuple(losses))
         return {name: losses[name] for name in self.names}
 
     def replay(self, record: RecordedBatch) -> dict[str, Tensor]:
@@ -265,18 +291,19 @@ class Engine:
         return trainer
 
     def _begin_batch(self) -> Step:
-        assert self._trainer is not None
-        stale = self._step.global_step
-        if stale is not None and not self._step.closed and self._trainer.global_step > stale:
-            raise MisconfigurationException(
-                f"{type(self._module).__name__}.on_before_optimizer_step did not call"
-                " `super().on_before_optimizer_step(optimizer)`, so the task gradients were never aggregated."
-            )
-        step = self.step
-        step.window = _window(self._trainer)
-        method = self.method
+        trainer, method, window = self._module.trainer, self.method, self.window
+        step = self._step
+        # A hook may end an epoch in the middle of a window of micro-batches. No optimizer step follows.
+        if step is None or step.window != window:
+            if step is not None and step.global_step is not None and trainer.global_step > step.global_step:
+                raise MisconfigurationException(
+                    f"{type(self._module).__name__}.on_before_optimizer_step did not call"
+                    " `super().on_before_optimizer_step(optimizer)`, so the task gradients were never aggregated."
+                )
+            step = self._step = self._coming
+            self._coming, step.window = Step(), window
         self._method_state.load_pending(method.wrapped, self._module.device)
-        self._method_state.enter_epoch(self._trainer.current_epoch, method.end_epoch)
+        self._method_state.enter_epoch(trainer.current_epoch, method.end_epoch)
         step.wants_batches |= method.compares_losses
         return step
 
@@ -330,17 +357,18 @@ class Engine:
             check_finite(dict(zip(gradients.names, gradients.norms.tolist(), strict=True)), "The gradient")
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        step, method = self._step, self.method
+        method, comparison = self.method, self._comparison
+        self._comparison = None
         if not method.compares_losses:
             return
-        if step.batches:
+        if self._step is not None and self._step.batches:
             raise MisconfigurationException(
                 f"{type(self._module).__name__}.on_before_optimizer_step did not call"
                 f" `super().on_before_optimizer_step(optimizer)`, so {type(method.wrapped).__name__} cannot learn its"
                 " weights."
             )
-        if step.comparison is not None:
-            (batches, before), step.comparison = step.comparison, None
+        if comparison is not None:
+            batches, before = comparison
             method.update(before, self._evaluate_again(batches), self.names)
 
     def _evaluate_again(self, batches: Sequence[RecordedBatch]) -> Tensor:
@@ -368,20 +396,3 @@ def engine_of(module: LightningModule) -> Engine:
     engine: Any = module._multi_task
     assert isinstance(engine, Engine)
     return engine
-
-
-def _window(trainer: Trainer) -> tuple[int, int]:
-    """Identifies the optimizer step that the current training batch belongs to."""
-    return trainer.current_epoch, trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches
-
-
-def _write_gradient(pieces: Iterable[Tensor], shared: Sequence[Parameter]) -> None:
-    for parameter, piece in zip(shared, pieces, strict=True):
-        # A parameter that no task reaches has no gradient, and optimizers skip it. With zeros its weights would decay.
-        if parameter.grad is None:
-            continue
-        view = piece.view(parameter.shape)
-        if parameter.grad.is_sparse:
-            parameter.grad = view.to(parameter.dtype).sparse_mask(parameter.grad.coalesce())
-        else:
-            parameter.grad.copy_(view)

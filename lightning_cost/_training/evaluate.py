@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_cost._lightning.checks import loss_scale_of
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._vectors import norm_of
 
@@ -33,10 +32,17 @@ class Numerics:
     loss_scale: float = 1.0
     sent_dtype: torch.dtype | None = None
 
-    @classmethod
-    def of(cls, module: LightningModule, sent_dtype: torch.dtype | None = None) -> Numerics:
-        """Those of the Trainer of a module."""
-        return cls(Ranks.of(module), loss_scale_of(module.trainer), sent_dtype)
+
+class Scalarization(NamedTuple):
+    """The scalar that the ordinary backward pass differentiates.
+
+    Attributes:
+        total: The scalar, with a graph.
+        weight: The common factor of the task losses in it; ``None`` if they have several.
+    """
+
+    total: Tensor
+    weight: float | None
 
 
 def check_losses(losses: object, names: Sequence[str] | None) -> dict[str, Tensor]:
@@ -78,6 +84,11 @@ def check_losses(losses: object, names: Sequence[str] | None) -> dict[str, Tenso
 def values_of(losses: Mapping[str, Tensor]) -> Tensor:
     """The losses without graph, shape ``(K,)``."""
     return torch.stack([loss.detach() for loss in losses.values()])
+
+
+def mean_losses(losses: Sequence[Tensor], ranks: Ranks) -> Tensor:
+    """Task losses of several micro-batches, averaged over them and over the processes, shape ``(K,)``."""
+    return ranks.mean_(torch.stack(list(losses)).mean(dim=0))
 
 
 def grads_are_finite(parameters: Iterable[Parameter]) -> bool:

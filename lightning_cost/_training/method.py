@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,6 +22,7 @@ from torchjd.scalarization import DWA, FAMO, Constant, Mean, Scalarizer, Sum
 from typing_extensions import override
 
 from lightning_cost._lightning.ranks import Ranks
+from lightning_cost._training.evaluate import Scalarization
 from lightning_cost._training.method_state import changed_without_backward, of_unknown_state
 from lightning_cost._vectors import columns, combine
 from lightning_cost.gradients import TaskGradients
@@ -32,20 +33,8 @@ __all__: list[str] = []
 _LINEAR: tuple[type[Scalarizer], ...] = (Constant, Mean, Sum)
 
 
-class Scalarization(NamedTuple):
-    """The scalar that the ordinary backward pass differentiates.
-
-    Attributes:
-        total: The scalar, with a graph.
-        weight: The common factor of the task losses in it; ``None`` if they have several.
-    """
-
-    total: Tensor
-    weight: float | None
-
-
 class Method:
-    """The mean of the losses (linear scalarization), and what other methods do instead.
+    """Linear scalarization, the default. Subclasses handle the other kinds of methods.
 
     Args:
         wrapped: The ``mtl_method`` of the module.
@@ -76,7 +65,7 @@ class Method:
         raise NotImplementedError
 
     def end_epoch(self) -> None:
-        """Take notice of the end of an epoch."""
+        """Called when an epoch has ended."""
 
     def update(self, before: Tensor, after: Tensor, names: Sequence[str]) -> None:
         """Learn from the task losses before and after an optimizer step, both of shape ``(K,)``."""
@@ -176,6 +165,19 @@ class AggregatorMethod(Method):
         weights = ranks.broadcast_(method.gramian_weighting(gradients.gramian)).to(matrix)
         for piece in columns(matrix, shared):
             yield combine(piece, weights)
+
+
+def write_gradient(pieces: Iterable[Tensor], shared: Sequence[Parameter]) -> None:
+    """Write one flat piece per shared parameter into its ``.grad``."""
+    for parameter, piece in zip(shared, pieces, strict=True):
+        # A parameter that no task reaches has no gradient, and optimizers skip it. With zeros its weights would decay.
+        if parameter.grad is None:
+            continue
+        view = piece.view(parameter.shape)
+        if parameter.grad.is_sparse:
+            parameter.grad = view.to(parameter.dtype).sparse_mask(parameter.grad.coalesce())
+        else:
+            parameter.grad.copy_(view)
 
 
 def make_method(wrapped: Any) -> Method:

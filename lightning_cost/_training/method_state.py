@@ -161,7 +161,7 @@ class MethodState:
         exclude_from_state_dict(method)
         _move_constants(method, device)
         if self._loaded is None:
-            # No batch of another epoch came after the last fit, which would have told that its epoch had ended.
+            # The last epoch of an earlier fit has not been ended yet: the first batch of the next epoch would do that.
             if self.epoch is not None:
                 end_epoch()
             self._loaded = {"epoch": None, "parts": state_of(method)}

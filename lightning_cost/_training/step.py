@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._training.accumulator import Accumulator
-from lightning_cost._training.method import Scalarization
+from lightning_cost._training.evaluate import Scalarization, mean_losses
 from lightning_cost.gradients import TaskGradients
 
 __all__: list[str] = []
+
+Window = tuple[int, int]
+"""Identifies an optimizer step in a fit: its epoch, and the index of its window of micro-batches in the epoch."""
 
 
 @dataclass(frozen=True)
@@ -34,49 +35,38 @@ class PendingLosses:
 
 @dataclass(eq=False)
 class Step:
-    """One optimizer step, over all its micro-batches. It begins when something asks for it and ends with the step.
+    """One optimizer step, over all its micro-batches. Nothing of it is kept after the optimizer has stepped.
 
     Attributes:
-        window: Identifies the step in the training loop, from its first batch on.
+        window: Which step it is; ``None`` before its first ``training_step``.
         wants_gradients: Whether its backward passes compute task gradients, even if the method needs none.
         wants_batches: Whether it records its batches.
-        check_due: Whether the callback checks its trigger in this step; ``None`` before it was asked.
         pending: See :class:`PendingLosses`.
         batches: The recorded batches that were differentiated.
         accumulator: Collects the task gradients; ``None`` if nobody needs them.
-        moved_gradients: Task gradients of the point that a teleport moved to; ``None`` without a teleport.
-        comparison: For a method that compares losses: the batches, and their losses before the optimizer step.
-        closed: Whether the optimizer step has been reached. Its task gradients can still be read.
+        moved: Task gradients and task losses of the point that a teleport moved to; ``None`` without a teleport.
         global_step: ``trainer.global_step`` when task gradients were computed.
     """
 
-    window: tuple[int, int] | None = None
+    window: Window | None = None
     wants_gradients: bool = False
     wants_batches: bool = False
-    check_due: bool | None = None
     pending: PendingLosses | None = None
     batches: list[RecordedBatch] = field(default_factory=list)
     accumulator: Accumulator | None = None
-    moved_gradients: TaskGradients | None = None
-    comparison: tuple[list[RecordedBatch], Tensor] | None = None
-    closed: bool = False
+    moved: tuple[TaskGradients, Tensor] | None = None
     global_step: int | None = None
 
     @property
     def gradients(self) -> TaskGradients | None:
         """The task gradients of the step, those of the micro-batches so far; ``None`` if nobody needs them."""
-        if self.moved_gradients is not None or self.accumulator is None:
-            return self.moved_gradients
-        if self.accumulator.gradients is None:
+        if self.moved is not None:
+            return self.moved[0]
+        if self.accumulator is not None and self.accumulator.gradients is None:
             # Between micro-batches, or if `training_step` skipped the last one: rows of this process alone.
             return self.accumulator.complete(average=False)
-        return self.accumulator.gradients
+        return None if self.accumulator is None else self.accumulator.gradients
 
     def losses(self, ranks: Ranks) -> Tensor:
         """The task losses of the recorded batches, averaged over them and over the processes, shape ``(K,)``."""
         return mean_losses([batch.losses for batch in self.batches], ranks)
-
-
-def mean_losses(losses: Sequence[Tensor], ranks: Ranks) -> Tensor:
-    """Task losses of several micro-batches, averaged over them and over the processes, shape ``(K,)``."""
-    return ranks.mean_(torch.stack(list(losses)).mean(dim=0))

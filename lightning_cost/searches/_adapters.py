@@ -24,7 +24,7 @@ _KINDS = (PeftType.LORA, PeftType.LOHA, PeftType.LOKR)
 
 
 class PeftAdapter:
-    """The weight change that a PEFT adapter means, as a differentiable function of the adapter's parameters.
+    """The weight change that merging a PEFT adapter would make, as a differentiable function of its parameters.
 
     PEFT wraps the layers in a container of its own, which shares them with the model. The model itself is never
     changed: there is nothing to unwrap, compiled graphs stay valid, and modules that use a weight without calling its

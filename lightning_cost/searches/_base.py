@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lightning_cost.invariance import Invariance
@@ -23,6 +23,7 @@ class SearchContext:
     Attributes:
         surface: The losses. The surface is at ``start``.
         start: The point to leave.
+        origin: Its position, shape ``(P,)``. Do not write into it.
         objective: What to increase.
         invariance: Which losses to hold.
         modules: The shared modules by name.
@@ -32,6 +33,7 @@ class SearchContext:
 
     surface: Surface
     start: Point
+    origin: Tensor
     objective: Objective
     invariance: Invariance
     modules: Mapping[str, nn.Module]

@@ -23,8 +23,8 @@ class LevelSetSearch(Search):
     r"""Moves along the level set of the task losses with a LoRA that is aligned with the objective's gradient.
 
     1. The direction is the gradient :math:`h` of the objective, without its part in the span of the gradients of the
-       held losses. To first order, no held loss changes along it. A LoRA follows it, weight by weight: the best
-       approximation of the given rank.
+       held losses. To first order, no held loss changes along it. For each weight, a LoRA takes the best approximation
+       of this direction with the given rank.
     2. The step is as long as the objective needs, to first order, to reach what it aims at. A chord step with the
        gradients at hand then leads back to the held losses.
     3. If the candidate is refused, the step is shortened.
@@ -74,6 +74,7 @@ class LevelSetSearch(Search):
             check_effect("shrink", shrink, 0.4, "with `backtracks=0`")
         self.rank = rank
         self.target_modules = target_modules if isinstance(target_modules, str) else names or None
+        self._targets = None if self.target_modules is None else LoraConfig(target_modules=self.target_modules)
         self.full_rank = full_rank
         self.size = size
         self.rounds = steps
@@ -84,7 +85,6 @@ class LevelSetSearch(Search):
     def candidates(self, context: SearchContext) -> Iterator[None]:
         surface, start = context.surface, context.start
         level_set = LevelSet(start.gradients, context.invariance)
-        origin = surface.position()
         value, gradient = context.objective.value_and_gradient(surface, start)
         tangent = step = level_set.tangent(gradient)
         # If the objective changes only together with the held losses, what is left is rounding, and no direction.
@@ -105,8 +105,9 @@ class LevelSetSearch(Search):
                 return
             reach = min(reach, (context.objective.aim(value) - value) / slope)
         reach /= float(length)
-        for _ in range(1 + self.backtracks):
-            surface.move_to(origin)
+        for attempt in range(1 + self.backtracks):
+            if attempt:
+                surface.move_to(context.origin)
             surface.move_by(step, reach)
             losses = surface.losses()
             context.record("step", losses=losses, drift=drift(losses, start.losses, context.invariance))
@@ -129,7 +130,7 @@ class LevelSetSearch(Search):
 
     @override
     def is_target(self, name: str, module: nn.Module) -> bool:
-        return is_target(LoraConfig(target_modules=self.target_modules), name, module)
+        return self._targets is None or is_target(self._targets, name, module)
 
     def __repr__(self) -> str:
         where = "full_rank=True" if self.full_rank else f"rank={self.rank}, target_modules={self.target_modules!r}"

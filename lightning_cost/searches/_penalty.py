@@ -31,8 +31,8 @@ class PenaltySearch(Search):
     r"""Trains an adapter with Adam on :math:`L_t - \gamma L_g` (Eq. 11) and merges it.
 
     :math:`L_t` is the loss fluctuation (Eq. 7) and :math:`L_g` the objective; the paper's is
-    :class:`~lightning_cost.objectives.SampledSharpness` (Eq. 9). The gradient with respect to the adapter is that with
-    respect to the weights, pulled back through the weight change that the adapter means.
+    :class:`~lightning_cost.objectives.SampledSharpness` (Eq. 9). The search computes the gradient with respect to the
+    weights. The chain rule gives the gradient with respect to the adapter.
 
     Args:
         adapter: PEFT configuration of the change of the weights: LoRA, LoHa or LoKr. Its ``target_modules``, if set,
@@ -84,13 +84,12 @@ class PenaltySearch(Search):
     @override
     def candidates(self, context: SearchContext) -> Iterator[None]:
         surface = context.surface
-        origin = surface.position()
         adapter = PeftAdapter(context.modules, surface.shared, self.adapter, surface.generator)
         optimizer = torch.optim.Adam(adapter.parameters, lr=context.learning_rate if self.lr is None else self.lr)
         spare = None
         for _ in range(self.steps):
             change = adapter.change()
-            surface.move_to(origin)
+            surface.move_to(context.origin)
             surface.move_by(change.detach())
             gradient, spare = self._gradient(context, spare)
             pulled = torch.autograd.grad(change, adapter.parameters, grad_outputs=gradient, allow_unused=True)
@@ -99,7 +98,7 @@ class PenaltySearch(Search):
             optimizer.step()
         change = adapter.change().detach()
         for _ in range(1 + self.backtracks):
-            surface.move_to(origin)
+            surface.move_to(context.origin)
             surface.move_by(change)
             yield
             change.mul_(self.shrink)

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from torchjd.aggregation import UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
+from lightning_cost._training.shared import shared_parameters
 from lightning_cost.metrics import delta_m
 from recipes.cityscapes import CityScapesModel
 from recipes.dense.last_epochs import LastEpochsMean
@@ -64,7 +65,7 @@ def test_sizes_and_what_is_shared(
         ]
     for module, expected in zip(modules, (shared, shared_with_attention), strict=False):
         assert round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 2) == millions
-        assert round(sum(parameter.numel() for parameter in module.shared_parameters()) / 1e6, 2) == expected
+        assert round(sum(parameter.numel() for parameter in shared_parameters(module)) / 1e6, 2) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_cost import LevelSetSearch, MultiTaskMixin, PenaltySearch
+from lightning_cost._training.shared import shared_modules, shared_parameters
 from recipes.dense.losses import depth_loss, normals_loss, segmentation_loss
 from recipes.dense.mtan import Mtan
 from recipes.dense.segnet import SegNet
@@ -253,10 +253,11 @@ def test_teleports_reach_every_convolution_that_is_shared(
 ) -> None:
     module = Dense(tiny(kind), shared)
     before = {name: (id(parameter), parameter.requires_grad) for name, parameter in module.named_parameters()}
+    modules = shared_modules(module)
     convolutions = [
-        layer.weight for _, part in module.shared_modules() for layer in part.modules() if isinstance(layer, nn.Conv2d)
+        layer.weight for part in modules.values() for layer in part.modules() if isinstance(layer, nn.Conv2d)
     ]
-    reached = search.reach(module.shared_modules(), module.shared_parameters(), LoraConfig(r=5))
+    reached = search.reach(modules, shared_parameters(module))
     assert {id(weight) for weight in reached} == {id(weight) for weight in convolutions}
 
     callback = teleporter(search=search)

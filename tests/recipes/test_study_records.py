@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning_cost.teleport import TeleportReport
 
+from lightning_cost import TeleportReport
 from recipes.common.compare import SINGLE_TASK, Estimate, Variant
 from recipes.common.training import Evaluation, Look, Measured
 from recipes.study import Problem
