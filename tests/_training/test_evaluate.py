@@ -1,0 +1,72 @@
+"""Which task losses are refused, and by which names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchjd import scalarization
+from torchjd.aggregation import UPGrad
+
+from tests.support.nets import Net, assert_moved, assert_same_parameters, fit, make_batches
+
+
+def test_losses_may_differ_in_type():
+    class Mixed(Net):
+        def task_losses(self, batch, batch_idx):
+            left, right, ink = self.losses(batch).values()
+            return {"left": left.bfloat16(), "right": right.double(), "ink": ink}
+
+    module = Mixed(UPGrad())
+    fit(module, make_batches(3))
+    assert_moved(module)
+    assert module.task_gradients.matrix.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (lambda losses: losses | {"right": losses["right"].expand(2)}, ValueError, r"'right' must be a scalar.*\(2,\)"),
+        (lambda losses: losses | {"ink": 0.5}, ValueError, "'ink' must be a scalar tensor; got type float"),
+        (lambda losses: losses | {"ink": None}, ValueError, "'ink' must be a scalar tensor; got type NoneType"),
+        (lambda losses: losses | {"left": losses["left"] * torch.nan}, ValueError, "task 'left' is not finite.*nan"),
+        (lambda losses: losses | {"ink": losses["ink"] / 0}, ValueError, "task 'ink' is not finite: {'ink': inf}"),
+        (lambda losses: {}, TypeError, r"dictionary with a scalar tensor per task.*got \{\}"),
+        (lambda losses: list(losses.values()), TypeError, r"dictionary with a scalar tensor per task.*got \["),
+        (lambda losses: sum(losses.values()), TypeError, "dictionary with a scalar tensor per task.*got tensor"),
+        (lambda losses: None, TypeError, "dictionary with a scalar tensor per task.*got None"),
+    ],
+)
+@pytest.mark.parametrize("method", [None, UPGrad(), scalarization.UW(3)])
+def test_bad_losses_are_refused_by_name_before_anything_changes(returned, error, message, method):
+    class Bad(Net):
+        def task_losses(self, batch, batch_idx):
+            return returned(self.losses(batch))
+
+    module = Bad(method)
+    with pytest.raises(error, match=message):
+        fit(module, make_batches(1))
+    assert_same_parameters(module, Net())
+
+
+def test_all_losses_that_are_not_finite_are_named():
+    module = Net(scales=(torch.nan, 1.0, torch.inf))
+    with pytest.raises(ValueError, match="loss of task 'left', 'ink' is not finite"):
+        fit(module, make_batches(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda losses: {"left": losses["left"]}, r"Missing now: \['ink', 'right'\]; not there before: \[\]"),
+        (lambda losses: losses | {"new": losses["left"]}, r"Missing now: \[\]; not there before: \['new'\]"),
+    ],
+)
+@pytest.mark.parametrize("method", [None, UPGrad()])
+def test_tasks_that_change_during_a_run_are_refused(change, message, method):
+    class Changing(Net):
+        def task_losses(self, batch, batch_idx):
+            losses = self.losses(batch)
+            return change(losses) if batch_idx == 2 else losses
+
+    with pytest.raises(ValueError, match=message):
+        fit(Changing(method), make_batches(3))
