@@ -7,6 +7,8 @@ import pytest
 import torch
 from torchjd.aggregation import UPGrad
 
+from lightning_cost import TaskGradients
+from lightning_cost._training.accumulator import ExpectedNorms
 from tests.support.nets import TASKS, Net, fit, make_batches
 from tests.support.task_rows import METHODS, SwingingNet, WatchedNet, assert_rows, make_conv_net, swinging_batches
 
@@ -157,3 +159,30 @@ def test_one_forward_a_step():
     module.backbone.register_forward_hook(lambda *args: forwards.append(1))
     fit(module, make_batches(5))
     assert len(forwards) == 5
+
+
+def test_the_largest_gradient_is_expected_from_the_losses() -> None:
+    expected = ExpectedNorms()
+    assert expected.largest(["left", "right"], [1.0, 1.0]) is None
+    gradients = TaskGradients(["left", "right", "ink"], torch.tensor([[3.0, 4.0], [0.0, 1.0], [9.0, 0.0]]))
+    expected.learn(gradients, [-2.0, 0.1, 0.0])
+    # Norm over absolute loss. A loss of zero says nothing of its task.
+    assert expected.rates == pytest.approx({"left": 2.5, "right": 10.0})
+    assert expected.largest(["left", "right", "ink"], [1.0, 1.0, 1.0]) is None
+    assert expected.largest(["left", "right"], [1.0, 1.0]) == 1
+    assert expected.largest(["right", "left"], [1.0, 1.0]) == 0
+    assert expected.largest(["left", "right"], [-5.0, 1.0]) == 0
+
+
+@pytest.mark.parametrize("losses", [[0.0, 0.0], [1.0, torch.inf], [torch.inf, 1.0]])
+def test_no_gradient_is_expected_to_be_the_largest_of_losses_that_tell_nothing(losses: list[float]) -> None:
+    expected = ExpectedNorms()
+    expected.rates = {"left": 2.0, "right": 3.0}
+    assert expected.largest(["left", "right"], losses) is None
+
+
+def test_rates_are_those_of_the_last_step_with_a_loss() -> None:
+    expected = ExpectedNorms()
+    for norm, loss in ((1.0, 1.0), (6.0, 2.0), (9.0, 0.0)):
+        expected.learn(TaskGradients(["left"], torch.tensor([[norm]])), [loss])
+    assert expected.rates == {"left": 3.0}

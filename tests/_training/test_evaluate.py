@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 from torchjd import scalarization
 from torchjd.aggregation import UPGrad
 
+from lightning_cost._training.evaluate import check_finite, check_losses, grads_are_finite, values_of
 from tests.support.nets import Net, assert_moved, assert_same_parameters, fit, make_batches
 
 
@@ -70,3 +75,39 @@ def test_tasks_that_change_during_a_run_are_refused(change, message, method):
 
     with pytest.raises(ValueError, match=message):
         fit(Changing(method), make_batches(3))
+
+
+def test_losses_are_put_in_the_order_of_the_run_and_in_single_precision() -> None:
+    losses = {"right": torch.tensor(1.0, dtype=torch.float16), "left": torch.tensor(2.0, dtype=torch.float64)}
+    assert list(check_losses(losses, None)) == ["right", "left"]
+    found = check_losses(losses, ["left", "right"])
+    assert list(found) == ["left", "right"]
+    assert [loss.dtype for loss in found.values()] == [torch.float64, torch.float32]
+    assert values_of(found).tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("gradients", "finite"),
+    [
+        ([], True),
+        ([None, torch.ones(3)], True),
+        ([torch.tensor([1.0, torch.nan, 0.0]), torch.ones(3)], False),
+        ([torch.ones(3), torch.tensor([1.0, -torch.inf, 0.0])], False),
+        ([torch.eye(3)[0].to_sparse()], True),
+        ([torch.tensor([0.0, torch.inf, 0.0]).to_sparse()], False),
+    ],
+)
+def test_gradients_that_are_not_finite_are_found(gradients: list[Tensor | None], finite: bool) -> None:
+    parameters = []
+    for gradient in gradients:
+        parameters.append(Parameter(torch.zeros(3)))
+        parameters[-1].grad = gradient
+    assert grads_are_finite(parameters) is finite
+
+
+def test_figures_that_are_not_finite_are_named() -> None:
+    check_finite({"left": 1.0, "right": -2.0}, "The gradient")
+    with pytest.raises(
+        ValueError, match=r"The gradient of task 'left', 'ink' is not finite: {'left': nan, 'ink': inf}"
+    ):
+        check_finite({"left": math.nan, "right": 1.0, "ink": math.inf}, "The gradient")
