@@ -14,12 +14,7 @@ from peft import LoraConfig
 from torch import nn
 from torchjd.aggregation import UPGrad
 
-from lightning_cost import (
-    LevelSetSearch,
-    PenaltySearch,
-    SampledSharpness,
-    SymmetryTeleportCallback,
-)
+from lightning_cost import LevelSetSearch, PenaltySearch, SampledSharpness, SymmetryTeleportCallback
 from lightning_cost._training.engine import engine_of
 from tests.support.nets import TASKS, Net, PlainNet, fit, make_batches, make_mlp
 from tests.support.teleporting import always, assert_same, teleporter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lightning_cost import TaskGradients
 
 
 @st.composite
-def matrices(draw):
+def matrices(draw: Any) -> Any:
     """Rows of very different lengths, some of them zero."""
     num_tasks, num_parameters = draw(st.integers(1, 6)), draw(st.integers(1, 40))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -22,13 +24,13 @@ def matrices(draw):
     return (matrix * 10.0 ** np.array(exponents)[:, None] * np.array(present)[:, None]).astype(np.float32)
 
 
-def safe_ratio(numerator, denominator):
+def safe_ratio(numerator: Any, denominator: Any) -> Any:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
 @given(matrices())
 @settings(deadline=None)
-def test_figures_equal_those_of_numpy_in_float64(matrix):
+def test_figures_equal_those_of_numpy_in_float64(matrix: np.ndarray) -> None:
     gradients = TaskGradients([f"task{i}" for i in range(len(matrix))], torch.from_numpy(matrix))
     rows = matrix.astype(np.float64)
     mean, norms = rows.mean(axis=0), np.linalg.norm(rows, axis=1)
@@ -51,7 +53,7 @@ def test_figures_equal_those_of_numpy_in_float64(matrix):
 
 @pytest.mark.parametrize("num_parameters", [2, 1000, 100_000])
 @pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
-def test_cosines_with_the_mean_survive_that_the_tasks_nearly_cancel(num_parameters, distance):
+def test_cosines_with_the_mean_survive_that_the_tasks_nearly_cancel(num_parameters: int, distance: float) -> None:
     generator = torch.Generator().manual_seed(0)
     row, change = torch.randn(2, num_parameters, generator=generator)
     gradients = TaskGradients(["left", "right"], torch.stack([row, -row + distance * change]))
@@ -62,7 +64,7 @@ def test_cosines_with_the_mean_survive_that_the_tasks_nearly_cancel(num_paramete
     torch.testing.assert_close(gradients.mean_norm.double(), mean.norm(), rtol=5e-5, atol=0)
 
 
-def test_figures_of_a_matrix_by_hand():
+def test_figures_of_a_matrix_by_hand() -> None:
     gradients = TaskGradients(["a", "b", "c"], torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, -3.0]]))
     assert gradients.gramian.tolist() == [[9, 0, 0], [0, 0, 0], [0, 0, 9]]
     assert gradients.norms.tolist() == [3, 0, 3]
@@ -72,7 +74,7 @@ def test_figures_of_a_matrix_by_hand():
     assert gradients.pairwise_cosines.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
 
 
-def test_a_clone_keeps_what_the_next_step_overwrites():
+def test_a_clone_keeps_what_the_next_step_overwrites() -> None:
     gradients = TaskGradients(["left", "right"], torch.eye(2))
     copy = gradients.clone()
     gradients.matrix.zero_()
@@ -81,6 +83,6 @@ def test_a_clone_keeps_what_the_next_step_overwrites():
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2,), (2, 2, 2)])
-def test_a_matrix_without_a_row_for_each_task_is_refused(shape):
+def test_a_matrix_without_a_row_for_each_task_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"`matrix` must have shape .* with 2 rows.*\['left', 'right'\].*got shape"):
         TaskGradients(["left", "right"], torch.zeros(shape))

@@ -13,15 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_cost.invariance import Invariance, LevelSet, drift, loss_fluctuation, loss_fluctuation_weights
-from tests.support.problems import (
-    flat_parameters,
-    gradients_of,
-    jacobian,
-    loss_function,
-    mlp_batch,
-    mlp_problem,
-    rows,
-)
+from tests.support.problems import flat_parameters, gradients_of, jacobian, loss_function, mlp_batch, mlp_problem, rows
 
 RANDOM = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -175,7 +167,7 @@ def test_degenerate_task_gradients(matrix: Tensor, residuals: list[float], undon
     st.lists(st.floats(-6, 6), min_size=6, max_size=6),
     st.sampled_from(["per_task", "mean"]),
 )
-def test_tangents_of_any_tasks_hold_what_is_held(
+def test_tangents_change_no_held_loss_of_any_tasks(
     seed: int, num_tasks: int, exponents: list[float], invariance: Invariance
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -196,7 +188,7 @@ def test_task_gradients_may_be_given_number_by_number() -> None:
     assert_close(LevelSet(gradients, "mean").tangent(vector), torch.tensor([-1.0, 2.0], dtype=torch.float64))
 
 
-def test_losses_leave_the_level_set_by_second_order_and_return_to_third() -> None:
+def test_losses_leave_the_level_set_to_second_order_and_return_to_third_order() -> None:
     module = mlp_problem()
     losses, position = loss_function(module, mlp_batch()), flat_parameters(module)
     matrix = jacobian(losses, position).detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,20 +17,11 @@ from torchjd import scalarization
 from torchjd.aggregation import UPGrad
 
 from lightning_cost import MultiTaskMixin
-from tests.support.nets import (
-    Batch,
-    Net,
-    PlainNet,
-    assert_moved,
-    assert_same_parameters,
-    fit,
-    make_batches,
-    make_mlp,
-)
+from tests.support.nets import Batch, Net, PlainNet, assert_moved, assert_same_parameters, fit, make_batches, make_mlp
 from tests.support.teleporting import teleporter
 
 
-def test_task_losses_and_their_scalarization_are_logged():
+def test_task_losses_and_their_scalarization_are_logged() -> None:
     module, seen = Net(UPGrad(), scales=(1.0, 2.0, 3.0)), []
     module.on_train_batch_end = lambda *args: seen.append(dict(module.trainer.callback_metrics))
     with torch.no_grad():
@@ -44,11 +36,11 @@ def test_task_losses_and_their_scalarization_are_logged():
 class Started(L.Callback):
     batches = 0
 
-    def on_train_batch_start(self, *args):
+    def on_train_batch_start(self, *args: Any) -> None:
         self.batches += 1
 
 
-def test_task_losses_must_be_written():
+def test_task_losses_must_be_written() -> None:
     class Forgetful(MultiTaskMixin, PlainNet):
         pass
 
@@ -92,7 +84,7 @@ def test_task_losses_may_be_an_attribute() -> None:
 
 
 @pytest.mark.parametrize("method", [None, UPGrad()])
-def test_checkpoints_have_the_keys_of_plain_lightning(method, tmp_path):
+def test_checkpoints_have_the_keys_of_plain_lightning(method: Any, tmp_path: Path) -> None:
     states = []
     for net in (Net(method), PlainNet()):
         callback = ModelCheckpoint(tmp_path / type(net).__name__)
@@ -105,7 +97,7 @@ def test_checkpoints_have_the_keys_of_plain_lightning(method, tmp_path):
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 @pytest.mark.parametrize("method", [None, UPGrad(), scalarization.UW(3)])
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_copy_goes_on_as_the_original(duplicate, method, trained):
+def test_a_copy_goes_on_as_the_original(duplicate: Any, method: Any, trained: bool) -> None:
     original = Net(copy.deepcopy(method))
     if trained:
         fit(original, make_batches(3))
@@ -122,19 +114,19 @@ def test_a_copy_goes_on_as_the_original(duplicate, method, trained):
 class CopyInHooks(L.Callback):
     """Copies the module wherever callbacks that average weights do."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.copies = []
 
-    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+    def on_before_zero_grad(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.copies.append(copy.deepcopy(pl_module))
 
     on_before_optimizer_step = on_before_zero_grad
 
-    def on_train_batch_end(self, trainer, pl_module, *args):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         self.copies.append(copy.deepcopy(pl_module))
 
 
-def test_the_module_can_be_copied_during_a_step():
+def test_the_module_can_be_copied_during_a_step() -> None:
     callback = CopyInHooks()
     fit(Net(UPGrad()), make_batches(2), callbacks=[callback])
     assert len(callback.copies) == 6

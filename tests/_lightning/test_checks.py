@@ -77,7 +77,7 @@ def test_subclasses_of_what_is_supported_train() -> None:
     assert len(callback.reports) == 4
 
 
-def test_manual_optimization_is_refused():
+def test_manual_optimization_is_refused() -> None:
     module = Net(UPGrad())
     module.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match="needs automatic optimization"):

@@ -17,7 +17,7 @@ from tests.support.teleporting import assert_same, snapshot, teleporter
 
 
 class Differentiating(Net):
-    """Its losses differentiate the output with respect to the input, as forces are had from an energy."""
+    """Its losses differentiate the output with respect to the input, as forces are computed from an energy."""
 
     def task_losses(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
         x = batch["x"].clone().requires_grad_()
@@ -26,7 +26,7 @@ class Differentiating(Net):
         return self.losses(batch, features) | {"slope": slope.square().mean()}
 
 
-def test_losses_may_differentiate_something_themselves() -> None:
+def test_task_losses_may_differentiate_something_themselves() -> None:
     callback = teleporter()
     fit(Differentiating(), make_batches(4), callbacks=[callback])
     assert any(report.accepted for report in callback.reports)

@@ -8,10 +8,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_cost import (
-    LevelSetSearch,
-    PenaltySearch,
-)
+from lightning_cost import LevelSetSearch, PenaltySearch
 from lightning_cost._training.shared import shared_parameters
 from tests.support.nets import Batch, Net, fit, make_batches, make_mlp
 from tests.support.teleporting import teleporter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tests.support.task_rows import METHODS, SwingingNet, WatchedNet, assert_row
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 5])
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_are_the_gradients_of_each_loss(method, num_tasks):
+def test_rows_are_the_gradients_of_each_loss(method: Any, num_tasks: int) -> None:
     tasks = [f"task{i}" for i in range(num_tasks)]
     module = WatchedNet(METHODS[method](num_tasks), tasks, request=lambda batch_idx: True)
     fit(module, make_batches(6, tasks))
@@ -26,12 +28,14 @@ def test_rows_are_the_gradients_of_each_loss(method, num_tasks):
 @pytest.mark.parametrize(
     ("method", "calls"), [("aggregator", [3, 2, 2, 2]), ("mean", [3, 2, 2, 2]), ("learned", [3, 3, 3, 3])]
 )
-def test_one_row_is_had_by_subtraction_where_the_loss_weighs_the_tasks_equally(method, calls, differentiations):
+def test_one_row_comes_by_subtraction_if_the_loss_weighs_the_tasks_equally(
+    method: Any, calls: list[int], differentiations: Any
+) -> None:
     module, seen = Net(METHODS[method](3)), []
     module.on_train_batch_start = lambda batch, batch_idx: module.request_task_gradients()
 
     class Count(L.Callback):
-        def on_after_backward(self, trainer, pl_module):
+        def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
             seen.append(len(differentiations))
             differentiations.clear()
 
@@ -40,14 +44,14 @@ def test_one_row_is_had_by_subtraction_where_the_loss_weighs_the_tasks_equally(m
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_of_accumulated_batches_the_last_window_incomplete(method):
+def test_rows_of_accumulated_batches_with_an_incomplete_last_window(method: Any) -> None:
     module = WatchedNet(METHODS[method](3), request=lambda batch_idx: True)
     fit(module, make_batches(10), accumulate_grad_batches=4, max_epochs=2)
     assert_rows(module, steps=6)
 
 
 @pytest.mark.parametrize("method", ["mean", "learned"])
-def test_rows_asked_for_between_micro_batches_hold_those_from_there_on(method):
+def test_rows_asked_for_between_micro_batches_hold_those_from_there_on(method: Any) -> None:
     module = WatchedNet(METHODS[method](3), request=lambda batch_idx: batch_idx % 4 == 2)
     fit(module, make_batches(12), accumulate_grad_batches=4)
     assert_rows(module, steps=3)
@@ -55,7 +59,7 @@ def test_rows_asked_for_between_micro_batches_hold_those_from_there_on(method):
 
 @pytest.mark.parametrize("scales", [(1e5, 1.0, 1e-5), (1.0, 1e5, 1.0), (1e-5, 1e-5, 1.0)])
 @pytest.mark.parametrize("accumulate_grad_batches", [1, 2])
-def test_rows_of_badly_scaled_tasks(scales, accumulate_grad_batches):
+def test_rows_of_badly_scaled_tasks(scales: tuple[float, ...], accumulate_grad_batches: int) -> None:
     module = WatchedNet(UPGrad(), scales=scales)
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-7)
     fit(module, make_batches(6), accumulate_grad_batches=accumulate_grad_batches)
@@ -65,7 +69,9 @@ def test_rows_of_badly_scaled_tasks(scales, accumulate_grad_batches):
 @pytest.mark.parametrize("tasks", [("left", "right"), TASKS, ("left", "a", "b", "c", "d")])
 @pytest.mark.parametrize("scale", [10.0, 0.1])
 @pytest.mark.parametrize("method", ["aggregator", "mean"])
-def test_a_task_whose_gradient_vanishes_in_a_batch_has_a_row_of_zeros(tasks, scale, method):
+def test_a_task_whose_gradient_vanishes_in_a_batch_has_a_row_of_zeros(
+    tasks: tuple[str, ...], scale: float, method: Any
+) -> None:
     module = SwingingNet(
         METHODS[method](len(tasks)), tasks, [scale] + [1.0] * (len(tasks) - 1), request=lambda batch_idx: True
     )
@@ -75,7 +81,7 @@ def test_a_task_whose_gradient_vanishes_in_a_batch_has_a_row_of_zeros(tasks, sca
     assert [bool(rows[0].any()) for rows in module.actual] == [True, False] * 3
 
 
-def test_a_vanishing_gradient_leaves_no_rounding_in_a_deep_network():
+def test_a_vanishing_gradient_leaves_no_rounding_in_a_deep_network() -> None:
     module = SwingingNet(UPGrad(), scales=[10.0, 1.0, 1.0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -85,7 +91,7 @@ def test_a_vanishing_gradient_leaves_no_rounding_in_a_deep_network():
     assert [bool(rows[0].any()) for rows in module.actual] == [True, False] * 3
 
 
-def test_a_vanishing_gradient_leaves_no_rounding_in_half_precision():
+def test_a_vanishing_gradient_leaves_no_rounding_in_half_precision() -> None:
     module = SwingingNet(UPGrad(), scales=[10.0, 1.0, 1.0])
     module.swing = 0.0
     fit(module, swinging_batches(6), precision="bf16-mixed")
@@ -93,7 +99,7 @@ def test_a_vanishing_gradient_leaves_no_rounding_in_half_precision():
 
 
 @pytest.mark.parametrize("swing", [1e-3, 1e-5])
-def test_rows_of_a_task_whose_scale_changes_from_batch_to_batch(swing):
+def test_rows_of_a_task_whose_scale_changes_from_batch_to_batch(swing: float) -> None:
     module = SwingingNet(UPGrad(), scales=[1 / swing, 1.0, 1.0])
     module.swing = swing
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-7)
@@ -101,7 +107,7 @@ def test_rows_of_a_task_whose_scale_changes_from_batch_to_batch(swing):
     assert_rows(module, steps=6)
 
 
-def test_rows_where_the_optimizer_does_not_know_a_shared_parameter():
+def test_rows_where_the_optimizer_does_not_know_a_shared_parameter() -> None:
     module = WatchedNet(UPGrad())
     known = [module.backbone[0].weight, *module.heads.parameters()]
     module.configure_optimizers = lambda: torch.optim.SGD(known, lr=0.05)
@@ -109,7 +115,7 @@ def test_rows_where_the_optimizer_does_not_know_a_shared_parameter():
     assert_rows(module, steps=5)
 
 
-def test_rows_where_gradients_are_cleared_by_zeros():
+def test_rows_where_gradients_are_cleared_by_zeros() -> None:
     module = WatchedNet(UPGrad())
     module.optimizer_zero_grad = lambda epoch, batch_idx, optimizer: optimizer.zero_grad(set_to_none=False)
     fit(module, make_batches(8), accumulate_grad_batches=2)
@@ -119,17 +125,17 @@ def test_rows_where_gradients_are_cleared_by_zeros():
 class StopOnce(L.Callback):
     """Ends the first run in the middle of an accumulation window, or with an error between backward and step."""
 
-    def __init__(self, error):
+    def __init__(self, error: type[Exception]) -> None:
         self.error = error
 
-    def on_after_backward(self, trainer, pl_module):
+    def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.error:
             raise RuntimeError("interrupted")
         trainer.should_stop = True
 
 
 @pytest.mark.parametrize("error", [True, False])
-def test_rows_after_an_interrupted_run_hold_nothing_of_it(error):
+def test_rows_after_an_interrupted_run_hold_nothing_of_it(error: type[Exception]) -> None:
     module = WatchedNet(UPGrad())
     interrupted = {"accumulate_grad_batches": 4, "callbacks": [StopOnce(error)]}
     if error:
@@ -143,18 +149,18 @@ def test_rows_after_an_interrupted_run_hold_nothing_of_it(error):
     assert_rows(module, steps=4)
 
 
-def test_rows_live_in_one_buffer():
+def test_rows_live_in_one_buffer() -> None:
     module, addresses = Net(UPGrad()), set()
 
     class Address(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
             addresses.add(pl_module.task_gradients.matrix.data_ptr())
 
     fit(module, make_batches(4), callbacks=[Address()])
     assert len(addresses) == 1
 
 
-def test_one_forward_a_step():
+def test_one_forward_a_step() -> None:
     module, forwards = Net(UPGrad()), []
     module.backbone.register_forward_hook(lambda *args: forwards.append(1))
     fit(module, make_batches(5))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torchjd.aggregation import Mean, Sum
 
@@ -13,9 +16,9 @@ from tests.support.task_rows import BackboneNet, Checkpointed
 
 
 @pytest.mark.parametrize("detach_from", [0, 3])
-def test_a_task_without_gradient_is_named(detach_from):
+def test_a_task_without_gradient_is_named(detach_from: int) -> None:
     class Detached(Net):
-        def task_losses(self, batch, batch_idx):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             features = self.features(batch)
             if batch_idx >= detach_from:
                 features = features.detach()
@@ -25,9 +28,9 @@ def test_a_task_without_gradient_is_named(detach_from):
         fit(Detached(Mean()), make_batches(6))
 
 
-def test_a_constant_loss_is_named_in_a_step_that_would_derive_its_row():
+def test_a_constant_loss_is_named_also_if_its_row_comes_by_subtraction() -> None:
     class Constants(Net):
-        def task_losses(self, batch, batch_idx):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             losses = self.losses(batch)
             return losses | {"left": losses["left"].detach()} if batch_idx == 2 else losses
 
@@ -35,7 +38,7 @@ def test_a_constant_loss_is_named_in_a_step_that_would_derive_its_row():
         fit(Constants(Sum(), scales=[100.0, 1.0, 1.0]), make_batches(6))
 
 
-def test_reentrant_checkpointing_is_named_as_a_cause():
+def test_reentrant_checkpointing_is_named_as_a_cause() -> None:
     module = BackboneNet(Checkpointed(use_reentrant=True))
     batches = [batch | {"x": batch["x"].requires_grad_()} for batch in make_batches(2)]
     with pytest.raises(RuntimeError, match="use_reentrant=False"):

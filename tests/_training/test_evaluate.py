@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from lightning_cost._training.evaluate import check_finite, check_losses, grads_
 from tests.support.nets import Net, assert_moved, assert_same_parameters, fit, make_batches
 
 
-def test_losses_may_differ_in_type():
+def test_losses_may_differ_in_type() -> None:
     class Mixed(Net):
-        def task_losses(self, batch, batch_idx):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             left, right, ink = self.losses(batch).values()
             return {"left": left.bfloat16(), "right": right.double(), "ink": ink}
 
@@ -42,9 +43,11 @@ def test_losses_may_differ_in_type():
     ],
 )
 @pytest.mark.parametrize("method", [None, UPGrad(), scalarization.UW(3)])
-def test_bad_losses_are_refused_by_name_before_anything_changes(returned, error, message, method):
+def test_bad_losses_are_refused_by_name_before_anything_changes(
+    returned: Any, error: type[Exception], message: str, method: Any
+) -> None:
     class Bad(Net):
-        def task_losses(self, batch, batch_idx):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             return returned(self.losses(batch))
 
     module = Bad(method)
@@ -53,7 +56,7 @@ def test_bad_losses_are_refused_by_name_before_anything_changes(returned, error,
     assert_same_parameters(module, Net())
 
 
-def test_all_losses_that_are_not_finite_are_named():
+def test_all_losses_that_are_not_finite_are_named() -> None:
     module = Net(scales=(torch.nan, 1.0, torch.inf))
     with pytest.raises(ValueError, match="loss of task 'left', 'ink' is not finite"):
         fit(module, make_batches(1))
@@ -67,9 +70,9 @@ def test_all_losses_that_are_not_finite_are_named():
     ],
 )
 @pytest.mark.parametrize("method", [None, UPGrad()])
-def test_tasks_that_change_during_a_run_are_refused(change, message, method):
+def test_tasks_that_change_during_a_run_are_refused(change: Any, message: str, method: Any) -> None:
     class Changing(Net):
-        def task_losses(self, batch, batch_idx):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             losses = self.losses(batch)
             return change(losses) if batch_idx == 2 else losses
 

@@ -12,13 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.testing import assert_close
 from torchjd import aggregation
-from torchjd.aggregation import (
-    CRMOGMWeighting,
-    GramianWeightedAggregator,
-    MoDoWeighting,
-    SDMGradWeighting,
-    UPGrad,
-)
+from torchjd.aggregation import CRMOGMWeighting, GramianWeightedAggregator, MoDoWeighting, SDMGradWeighting, UPGrad
 from torchjd.scalarization import DWA, FAMO, IMTLL, STCH, UW, GeometricMean, Random, Scalarizer
 
 from lightning_cost import MultiTaskMixin, ScaleInvariant
@@ -27,14 +21,14 @@ from tests.support.teleporting import NoisyNet
 
 
 @pytest.mark.parametrize("method", ["UPGrad", UPGrad, sum, aggregation.UPGradWeighting(), 3])
-def test_a_wrong_method_is_refused(method):
+def test_a_wrong_method_is_refused(method: Any) -> None:
     with pytest.raises(MisconfigurationException, match="`mtl_method` must be a torchjd"):
         fit(Net(method), make_batches(1))
 
 
-def test_a_method_that_is_not_set_is_the_mean():
+def test_a_method_that_is_not_set_is_the_mean() -> None:
     class Bare(MultiTaskMixin, PlainNet):
-        def task_losses(self, batch, batch_idx):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             return self.losses(batch)
 
     module, plain = Bare(), PlainNet()

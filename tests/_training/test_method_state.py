@@ -92,7 +92,7 @@ def test_scalarizers_that_remember_losses_see_each_step_once() -> None:
 
 
 class Diary(Scalarizer):
-    """Remembers its calls in whatever can be written into."""
+    """Remembers its calls in a list, a dictionary, a set and a tensor, and writes into them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def test_losses_that_a_gradient_scaler_skips_are_not_remembered(bad: float) -> N
     assert torch.isfinite(torch.stack(module.mtl_method._previous_averages)).all()
 
 
-def test_a_state_that_is_not_known_is_no_silent_loss() -> None:
+def test_a_method_whose_state_is_not_known_warns() -> None:
     class Unknown(Scalarizer, Stateful):
         count = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -24,14 +26,14 @@ from tests.support.nets import Net, fit, make_batches
         (nn.Linear(2, 2), "must be the name of the attribute that holds the shared module.*got Linear"),
     ],
 )
-def test_a_wrong_shared_module_is_refused(shared_module, message):
+def test_a_wrong_shared_module_is_refused(shared_module: Any, message: str) -> None:
     module = Net(UPGrad())
     module.shared_module = shared_module
     with pytest.raises(MisconfigurationException, match=message):
         fit(module, make_batches(1))
 
 
-def test_a_frozen_shared_module_is_refused():
+def test_a_frozen_shared_module_is_refused() -> None:
     module = Net(UPGrad())
     module.backbone.requires_grad_(False)
     with pytest.raises(MisconfigurationException, match="unfreeze some of them"):

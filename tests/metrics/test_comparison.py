@@ -259,7 +259,7 @@ def test_mean_rank_metric_refuses_methods(methods: Any, error: type[Exception], 
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric:UserWarning")
-def test_mean_rank_metric_names_the_methods_that_it_does_not_know_or_misses() -> None:
+def test_mean_rank_metric_names_unknown_and_missing_methods() -> None:
     metric = MeanRank(["LS", "MGDA", "COST"], DIRECTIONS)
     with pytest.raises(ValueError, match=r"`method` must be one of \['LS', 'MGDA', 'COST'\], got 'PCGrad'"):
         metric.update("PCGrad", {"miou": 44.0, "abs_err": 0.5})

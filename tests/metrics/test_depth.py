@@ -9,11 +9,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from lightning_cost.metrics import (
-    AbsoluteDepthError,
-    RelativeDepthError,
-    depth_error,
-)
+from lightning_cost.metrics import AbsoluteDepthError, RelativeDepthError, depth_error
 
 
 def test_depth_error_of_hand_computed_values_and_its_gradient() -> None:

@@ -10,12 +10,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from lightning_cost.metrics import (
-    MeanNormalAngle,
-    MedianNormalAngle,
-    NormalsWithin,
-    normal_angles,
-)
+from lightning_cost.metrics import MeanNormalAngle, MedianNormalAngle, NormalsWithin, normal_angles
 
 
 def test_normal_angles_are_exact_at_both_ends() -> None:

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchmetrics import MetricCollection
 
-from lightning_cost.metrics import (
-    MeanNormalAngle,
-)
+from lightning_cost.metrics import MeanNormalAngle
 from tests.support.pixel_metrics import (
     METRICS,
     batches_of,
@@ -60,7 +58,7 @@ def test_predictions_at_invalid_pixels_do_not_matter(name: str, average: str, ga
 
 @every_metric
 @both_averages
-def test_a_mask_takes_the_place_of_the_rule(name: str, average: str) -> None:
+def test_a_mask_replaces_the_rule_for_valid_pixels(name: str, average: str) -> None:
     (preds, target), batch = batches_of(name)[0], batches_of(name)[3]
     valid = (target != 0).any(dim=1, keepdim=True)
     mask = valid & (torch.arange(5) < 3)
@@ -73,7 +71,7 @@ def test_a_mask_takes_the_place_of_the_rule(name: str, average: str) -> None:
 
 @every_metric
 @both_averages
-def test_a_prediction_that_is_no_number_shows_in_the_result(name: str, average: str) -> None:
+def test_a_nan_prediction_makes_the_result_nan(name: str, average: str) -> None:
     batches = batches_of(name)
     preds, target = batches[0]
     first = (target != 0).any(dim=1, keepdim=True).expand_as(preds).nonzero()[0]

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 
 @pytest.mark.parametrize("absent", ["nowhere", "in the labels", "in both"])
-def test_torchmetrics_has_the_scores_of_one_confusion_matrix(absent: str) -> None:
+def test_torchmetrics_computes_its_scores_from_one_confusion_matrix(absent: str) -> None:
     """IoU of each class that occurs in labels or predictions; the field's own code is not a number if one does not."""
     rng, classes = np.random.default_rng(0), 5
     iou, accuracy = (

@@ -8,20 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import (
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    PeftConfig,
-    inject_adapter_in_model,
-)
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
-from lightning_cost.searches._adapters import (
-    PeftAdapter,
-)
+from lightning_cost.searches._adapters import PeftAdapter
 from tests.support.adapters import REACH, adapt, generator, randn, randomize, shared_of
 
 INPUTS: dict[str, Callable[[], Tensor]] = {

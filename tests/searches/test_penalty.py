@@ -219,7 +219,7 @@ def test_penalty_search_traces_what_it_evaluates() -> None:
         assert_close(float(row["loss_fluctuation"]), float((expected - context.start.losses).abs().mean()))
 
 
-def test_without_an_objective_the_penalty_search_stays() -> None:
+def test_the_penalty_search_stays_where_it_is_without_an_objective() -> None:
     module = mlp_problem()
     surface = surface_of(module, mlp_batch())
     context = context_of(surface, module, RandomDirection())

@@ -6,16 +6,12 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from peft import (
-    PeftConfig,
-)
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils.parametrizations import weight_norm
 
-from lightning_cost.searches._adapters import (
-    PeftAdapter,
-)
+from lightning_cost.searches._adapters import PeftAdapter
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -56,7 +56,7 @@ def depth_batches() -> list[Batch]:
 
 
 def normal_batches() -> list[Batch]:
-    """The same with normals, whose errors are between none and all."""
+    """The same with normals, with small and large errors."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for size, valid, error in ((2, 0.9, 0.1), (1, 0.1, 5.0), (2, 0.0, 1.0), (3, 0.5, 0.5)):

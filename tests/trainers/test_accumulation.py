@@ -9,17 +9,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-)
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torchjd.aggregation import Aggregator, FairGrad, UPGrad
 
-from lightning_cost import (
-    LevelSetSearch,
-    PenaltySearch,
-    SymmetryTeleportCallback,
-)
+from lightning_cost import LevelSetSearch, PenaltySearch, SymmetryTeleportCallback
 from lightning_cost._training.shared import shared_parameters
 from tests.support.nets import TASKS, Batch, Net, fit, make_batches, values_of
 from tests.support.teleporting import teleporter
@@ -48,7 +42,7 @@ def assert_all_accepted(callback: SymmetryTeleportCallback, count: int) -> None:
 
 
 class ByHand(L.Callback):
-    """Compares the gradients at each optimizer step with those of the window's batches at the parameters of now."""
+    """Compares the gradients at each optimizer step with those of the window's batches at the current parameters."""
 
     def __init__(self) -> None:
         self.window: list[Batch] = []

@@ -1,4 +1,4 @@
-"""Two ranks with half batches train like one process with whole batches (rule 2 of the design)."""
+"""Two processes with half batches train like one process with whole batches."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ TAKEN = {
 }
 
 
-# DDP asks for it.
+# DDP reads it from the module.
 HOOKS = {"_ddp_params_and_buffers_to_ignore"}
 
 

@@ -1,4 +1,4 @@
-"""Rule 7: interrupting and resuming equals not interrupting, to the bit."""
+"""A run that was interrupted and resumed equals one that was not, bit for bit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_resume(name: str, method: str, place: int, uninterrupted: Baseline) -> 
     path = expected[3].path(place)
     step = torch.load(path, weights_only=True)["global_step"]
     assert any(report.accepted for report in expected[2].reports if report.step < step)
-    # Where an epoch may have no more teleports than it had, the resumed run must not begin to count anew.
+    # The resumed run goes on counting the teleports of its epoch, whose number may be limited.
     assert any(report.accepted for report in expected[2].reports[-2:])
     assert_equal_runs(run(name, method, [], ckpt_path=path), expected, step)
 
@@ -79,7 +79,7 @@ def test_resume_of_methods_that_remember(method: str, name: str, place: int, uni
     assert_same(*(state_of(result[0].mtl_method) for result in (resumed, expected)))
 
 
-def test_no_method_that_remembers_is_forgotten() -> None:
+def test_every_stateful_method_of_torchjd_is_resumed_or_refused() -> None:
     """What of TorchJD is stateful is resumed here, or refused."""
     refused = {MoDoWeighting, SDMGradWeighting}
     resumed = {type(part) for create in REMEMBERING.values() for part in create().modules()}
@@ -179,7 +179,7 @@ def test_counts_of_an_epoch_belong_to_their_fit() -> None:
     assert [report.step for report in callback.reports] == [0, 1, 0, 1]
 
 
-def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path):
+def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
     nets = [Net(UPGrad()) for _ in range(3)]
     for net in nets:
         net.make_optimizer = functools.partial(torch.optim.Adam, lr=0.01)

@@ -44,7 +44,7 @@ SEARCHES = [
 @pytest.mark.parametrize("settings", SEARCHES, ids=repr)
 @pytest.mark.parametrize("make", [Net, NoisyNet])
 def test_teleport_holds_the_losses_or_changes_nothing(settings: dict[str, Any], make: Any) -> None:
-    """Rule 4, measured from outside."""
+    """Measured from outside of the callback."""
     before, after = Spy(), Spy()
     callback = teleporter(**settings)
     module = make(UPGrad())
@@ -86,7 +86,6 @@ def _losses(module: Net, parameters: dict[str, torch.Tensor], batch: Batch) -> t
 @pytest.mark.parametrize("method", [None, UPGrad, lambda: UW(3)], ids=["LS", "UPGrad", "UW"])
 @pytest.mark.parametrize("settings", [{}, {"search": "penalty"}, {"check_every_n_steps": 2}], ids=repr)
 def test_a_trigger_that_never_fires_changes_no_bit(method: Any, settings: dict[str, Any]) -> None:
-    """Rule 5."""
     states = []
     for callbacks in ([], [SymmetryTeleportCallback(trigger=never, start_epoch=0, history="paper", **settings)]):
         torch.manual_seed(3)

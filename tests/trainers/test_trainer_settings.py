@@ -45,7 +45,7 @@ from tests.support.trainings import TRAININGS, Built, Training, Validated, asser
     ],
 )
 @pytest.mark.parametrize("training", ["teleports", "UPGrad"])
-def test_settings_that_must_not_matter_do_not(
+def test_settings_that_do_not_change_the_training(
     training: str, settings: dict[str, Any], reference: dict[str, Any]
 ) -> None:
     assert_equal_runs(TRAININGS[training].run(**settings), reference_run(TRAININGS[training], **reference))
@@ -159,7 +159,7 @@ def test_learning_rates_are_those_of_plain_lightning_and_the_search_knows_them(
     assert len(set(found[0])) >= 3
 
 
-def test_a_plateau_is_that_of_the_logged_losses() -> None:
+def test_a_plateau_scheduler_follows_the_logged_losses() -> None:
     rates = Rates()
     module = Net(UPGrad())
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_cost import (
-    PenaltySearch,
-)
+from lightning_cost import PenaltySearch
 from tests.support.nets import TASKS, Net, fit, make_batches, make_mlp
 from tests.support.teleporting import assert_same, snapshot, teleporter
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torchjd import aggregation, scalarization
 from torchjd.aggregation import UPGrad
@@ -19,12 +20,14 @@ from tests.support.nets import TASKS, Net, PlainNet, assert_moved, assert_same_p
 class SeededNet(Net):
     """Seeds torch's generator before the aggregation, which some methods draw from."""
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
         torch.manual_seed(self.global_step)
         super().on_before_optimizer_step(optimizer)
 
 
-def train_by_hand(net, batches, aggregator, clip=lambda parameters: None, schedule=None):
+def train_by_hand(
+    net: Any, batches: Any, aggregator: Any, clip: Any = lambda parameters: None, schedule: Any = None
+) -> PlainNet:
     """A plain PyTorch loop with TorchJD, as its documentation shows it."""
     optimizer = net.configure_optimizers()
     scheduler = schedule(optimizer) if schedule else None
@@ -66,7 +69,7 @@ AGGREGATORS = {
     ("name", "optimizer"),
     [*[(name, torch.optim.SGD) for name in AGGREGATORS], ("UPGrad", torch.optim.Adam), ("ConFIG", torch.optim.AdamW)],
 )
-def test_an_aggregator_updates_as_a_hand_written_loop_with_torchjd(name, optimizer):
+def test_an_aggregator_updates_as_a_hand_written_loop_with_torchjd(name: str, optimizer: Any) -> None:
     make, batches = AGGREGATORS[name], make_batches(12)
     module, reference = SeededNet(make()), PlainNet()
     for net in (module, reference):
@@ -91,7 +94,9 @@ def test_an_aggregator_updates_as_a_hand_written_loop_with_torchjd(name, optimiz
     ids=str,
 )
 @pytest.mark.parametrize("request_every", [0, 2])
-def test_the_mean_trains_as_plain_lightning_bit_for_bit(method, settings, request_every):
+def test_the_mean_trains_as_plain_lightning_bit_for_bit(
+    method: Any, settings: dict[str, Any], request_every: int
+) -> None:
     """With batch statistics and dropout, also in the steps in which somebody looks at the task gradients."""
     batches = make_batches(8)
     module, plain = Net(method), PlainNet()
@@ -119,7 +124,7 @@ SCALARIZERS = {
 
 
 @pytest.mark.parametrize("name", SCALARIZERS)
-def test_a_scalarizer_trains_as_a_hand_written_loop_its_own_parameters_included(name):
+def test_a_scalarizer_and_its_parameters_train_as_in_a_hand_written_loop(name: str) -> None:
     module, reference = Net(SCALARIZERS[name]()), PlainNet()
     reference.mtl_method = SCALARIZERS[name]()
     optimizer, batches = reference.configure_optimizers(), make_batches(12)
@@ -137,13 +142,13 @@ def test_a_scalarizer_trains_as_a_hand_written_loop_its_own_parameters_included(
 class HeadGradients(L.Callback):
     """Compares ``.grad`` of each head with the gradient of its own loss, evaluated again."""
 
-    def __init__(self, weights):
+    def __init__(self, weights: Any) -> None:
         self.weights, self.steps = dict(zip(TASKS, weights, strict=True)), 0
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.batch = batch
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         with torch.enable_grad():
             losses = pl_module.losses(self.batch)
         for task, weight in self.weights.items():
@@ -162,14 +167,14 @@ class HeadGradients(L.Callback):
         (scalarization.Constant(torch.tensor([0.3, 2.0, 1.0])), (0.3, 2.0, 1.0)),
     ],
 )
-def test_heads_have_the_gradients_of_their_own_losses(method, weights):
+def test_heads_have_the_gradients_of_their_own_losses(method: Any, weights: Any) -> None:
     check = HeadGradients(weights)
     fit(Net(method, scales=(1.0, 10.0, 0.1)), make_batches(4), callbacks=[check])
     assert check.steps == 4
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_acts_on_the_aggregated_gradient(algorithm):
+def test_clipping_acts_on_the_aggregated_gradient(algorithm: str) -> None:
     clip = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}[algorithm]
     batches, limit = make_batches(12), {"norm": 0.5, "value": 0.05}[algorithm]
     module = Net(UPGrad())
@@ -181,11 +186,11 @@ def test_clipping_acts_on_the_aggregated_gradient(algorithm):
         assert_same_parameters(module, unclipped, atol=1e-3)
 
 
-def test_learning_rate_schedules_work():
+def test_learning_rate_schedules_work() -> None:
     batches, schedule = make_batches(12), functools.partial(StepLR, step_size=4, gamma=0.1)
     module = Net(UPGrad())
 
-    def configure_optimizers():
+    def configure_optimizers() -> Any:
         optimizer = PlainNet.configure_optimizers(module)
         return [optimizer], [{"scheduler": schedule(optimizer), "interval": "step"}]
 
@@ -195,9 +200,9 @@ def test_learning_rate_schedules_work():
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 1e-3)
 
 
-def test_parameter_groups_have_their_own_learning_rates():
+def test_parameter_groups_have_their_own_learning_rates() -> None:
     class Grouped(PlainNet):
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> Any:
             groups = [
                 {"params": self.heads.parameters(), "lr": 0.1},
                 {"params": self.backbone[0].parameters(), "lr": 0.01, "momentum": 0.9},
@@ -214,7 +219,7 @@ def test_parameter_groups_have_their_own_learning_rates():
 
 
 @pytest.mark.parametrize("method", [None, UPGrad(), scalarization.Constant(torch.tensor([0.3, 2.0, 1.0]))])
-def test_four_accumulated_batches_equal_the_fourfold_batch(method):
+def test_four_accumulated_batches_equal_the_fourfold_batch(method: Any) -> None:
     small = make_batches(16)
     large = [
         {name: torch.cat([batch[name] for batch in small[i : i + 4]]) for name in small[0]} for i in range(0, 16, 4)
@@ -227,7 +232,7 @@ def test_four_accumulated_batches_equal_the_fourfold_batch(method):
     assert_same_parameters(accumulated, whole, atol=1e-5)
 
 
-def test_an_incomplete_window_is_aggregated_as_lightning_weighs_it():
+def test_an_incomplete_window_is_aggregated_as_lightning_weighs_it() -> None:
     batches, module, reference = make_batches(10), Net(UPGrad()), PlainNet()
     fit(module, batches, accumulate_grad_batches=4)
     optimizer, shared = reference.configure_optimizers(), list(reference.backbone.parameters())
@@ -251,18 +256,18 @@ def test_an_incomplete_window_is_aggregated_as_lightning_weighs_it():
 class LookupNet(Net):
     """Looks its features up in a table, of which a batch uses only some rows."""
 
-    def __init__(self, mtl_method, sparse):
+    def __init__(self, mtl_method: Any, sparse: bool) -> None:
         super().__init__(mtl_method)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.backbone = nn.Embedding(20, 4, sparse=sparse)
 
-    def features(self, batch):
+    def features(self, batch: Any) -> Tensor:
         return self.backbone(batch["x"].abs().mul(4).long().clamp_max(19)).mean(dim=1).tanh()
 
 
 @pytest.mark.parametrize("accumulate_grad_batches", [1, 2])
-def test_sparse_gradients_stay_sparse_under_an_aggregator(accumulate_grad_batches):
+def test_sparse_gradients_stay_sparse_under_an_aggregator(accumulate_grad_batches: int) -> None:
     sparse, dense = LookupNet(UPGrad(), sparse=True), LookupNet(UPGrad(), sparse=False)
     for net in (sparse, dense):
         fit(net, make_batches(12), accumulate_grad_batches=accumulate_grad_batches)
@@ -271,7 +276,7 @@ def test_sparse_gradients_stay_sparse_under_an_aggregator(accumulate_grad_batche
     assert_same_parameters(sparse, dense, atol=1e-5)
 
 
-def test_a_shared_parameter_that_no_task_uses_is_left_alone_as_in_plain_lightning():
+def test_a_shared_parameter_that_no_task_uses_is_left_alone_as_in_plain_lightning() -> None:
     nets = Net(UPGrad()), PlainNet()
     for net in nets:
         net.backbone.unused = nn.Linear(3, 3)
@@ -282,7 +287,7 @@ def test_a_shared_parameter_that_no_task_uses_is_left_alone_as_in_plain_lightnin
         assert torch.equal(net.backbone.unused.weight, before)
 
 
-def test_a_single_task_trains_as_alone():
+def test_a_single_task_trains_as_alone() -> None:
     module, plain = Net(UPGrad(), tasks=["left"]), PlainNet(tasks=["left"])
     fit(module, make_batches(12))
     fit(plain, make_batches(12))
