@@ -377,3 +377,9 @@ def test_an_objective_of_ones_own_needs_no_preparation() -> None:
 def test_bad_arguments_are_refused(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [ConflictAlignment, GradientNorm])
+def test_an_argument_without_effect_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"`epsilon=0\.1` has no effect"):
+        kind("double_backward", epsilon=0.1)

@@ -1,4 +1,4 @@
-"""Imports run downwards, files stay short, and the module of a user keeps its names."""
+"""Imports run downwards, files stay short, and tests mirror the files that they test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ SOURCES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+HERE = Path(__file__).parent
+TESTS = [path for path in sorted(HERE.rglob("*.py")) if "recipes" not in path.parts]
 # From the top down. A module imports from lower layers, or from its own.
 LAYERS = [
     {"lightning_cost"},
@@ -69,6 +71,17 @@ def test_imports_run_downwards(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_no_file_is_long(module: str) -> None:
     assert len(SOURCES[module].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(HERE)))
+def test_no_test_file_is_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("module", [module for module in sorted(SOURCES) if SOURCES[module].name != "__init__.py"])
+def test_every_file_has_a_test_file_at_the_same_place(module: str) -> None:
+    path = SOURCES[module].relative_to(PACKAGE)
+    assert (HERE / path.parent / f"test_{path.stem.removeprefix('_')}.py").exists()
 
 
 def test_public_names_are_there() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from lightning_cost import (
     ConflictAlignment,
@@ -22,6 +21,7 @@ from lightning_cost import (
     Surface,
     Teleporter,
 )
+from lightning_cost._teleport.run import trajectory_similarity
 from tests.support.problems import mlp_batch
 
 
@@ -204,35 +204,26 @@ def test_memory_is_reused_from_teleport_to_teleport() -> None:
     assert teleporter.take_spare() is None
 
 
-def test_positions_are_copied_once_and_noticed_when_somebody_else_moves() -> None:
-    weight = Parameter(torch.tensor([1.0, 2.0]))
-    surface = Surface(lambda: {"left": weight.sum(), "right": weight[0] ** 2}, [weight])
-    origin = surface.position()
-    assert surface.position() is origin
-    with surface.displaced(torch.ones(2)):
-        assert surface.position() is not origin
-        assert torch.equal(surface.position(), torch.tensor([2.0, 3.0]))
-    assert surface.position() is origin
-    optimizer = torch.optim.SGD([weight], lr=0.5)
-    surface.point()
-    optimizer.step()
-    assert torch.equal(surface.position(), weight.detach())
-    assert not torch.equal(surface.position(), origin)
-    surface.move_to(origin)
-    assert torch.equal(weight.detach(), torch.tensor([1.0, 2.0]))
-
-
-def test_several_batches_are_averaged() -> None:
-    weight = Parameter(torch.tensor([1.0, 2.0]))
-    batches: list[Callable[[], dict[str, Tensor]]] = [
-        lambda: {"left": weight.sum(), "right": weight[0] ** 2},
-        lambda: {"left": 3 * weight.sum(), "right": weight[1] ** 2},
-    ]
-    surface = Surface(batches, [weight])
-    assert torch.equal(surface.losses(), torch.tensor([6.0, 2.5]))
-    assert torch.equal(surface.point().gradients.matrix, torch.tensor([[2.0, 2.0], [1.0, 2.0]]))
-
-
 def test_an_outcome_without_a_teleport_has_nothing_to_undo() -> None:
     point = Point(torch.ones(1))
     Outcome(False, "", point, point).undo()
+
+
+@pytest.mark.parametrize(
+    ("move", "gradient", "sigma"),
+    [
+        ([3.0, 4.0], [4.0, 3.0], 0.96),
+        ([1.0, 0.0], [2.0, 0.0], 1.0),
+        ([1.0, 1.0], [-1.0, -1.0], -1.0),
+        ([1.0, 0.0], [0.0, 5.0], 0.0),
+        ([0.0, 0.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.0], [0.0, 0.0], 0.0),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([3e-20, 4e-20], [4e-25, 3e-25], 0.96),
+        ([3e15, 4e15], [4e20, 3e20], 0.96),
+    ],
+)
+def test_trajectory_similarity_is_the_cosine(move: list[float], gradient: list[float], sigma: float) -> None:
+    for dtype in (torch.float32, torch.float64):
+        found = trajectory_similarity(torch.tensor(move, dtype=dtype), torch.tensor(gradient, dtype=dtype))
+        assert math.isclose(found, sigma, rel_tol=1e-6, abs_tol=1e-12)

@@ -111,7 +111,7 @@ def alone(run: Run) -> dict[str, Any]:
 
 
 class BranchNet(Net):
-    """A part of the backbone that the first task uses on the second rank only, and nobody else ever."""
+    """One part of the backbone is used by the first task on the second rank only, and one is never used."""
 
     def __init__(self, mtl_method: Any = None) -> None:
         super().__init__(mtl_method)

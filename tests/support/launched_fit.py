@@ -1,4 +1,4 @@
-"""A training script as users write it: Lightning launches the other processes. Run by ``test_launchers.py``."""
+"""A training script as users write it: Lightning launches the other processes. For ``test_launchers.py``."""
 
 from __future__ import annotations
 

@@ -101,3 +101,30 @@ class Net(MultiTaskMixin, PlainNet):
 
     def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         return self.losses(batch)
+
+
+def assert_same_parameters(module: nn.Module, reference: nn.Module, atol: float = 0.0) -> None:
+    """Compare parameters by name, bit for bit unless told otherwise."""
+    expected = dict(reference.named_parameters())
+    actual = {name: parameter for name, parameter in module.named_parameters() if name in expected}
+    assert actual.keys() == expected.keys()
+    for name, parameter in actual.items():
+        torch.testing.assert_close(
+            parameter, expected[name], rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def assert_moved(module: nn.Module) -> None:
+    """Every parameter of a trained module differs from that of a new one."""
+    for name, parameter in type(module)().named_parameters():
+        assert not torch.equal(parameter, module.get_parameter(name)), name
+
+
+def values_of(module: nn.Module) -> Tensor:
+    """The parameters as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def grads_of(module: nn.Module) -> list[Tensor]:
+    """Copies of the gradients that there are."""
+    return [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]

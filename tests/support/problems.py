@@ -17,7 +17,9 @@ from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._lightning.rng import RngState
 from lightning_cost._training.engine import engine_of
 from lightning_cost._training.evaluate import values_of
-from lightning_cost._training.shared import shared_parameters
+from lightning_cost._training.shared import shared_modules, shared_parameters
+from lightning_cost.objectives import Objective
+from lightning_cost.searches import SearchContext
 from lightning_cost.surface import Surface
 
 Batch = dict[str, Tensor]
@@ -148,7 +150,27 @@ def jacobian(losses: LossFunction, position: Tensor) -> Tensor:
     return torch.stack([torch.autograd.grad(value, position, create_graph=True)[0] for value in values])
 
 
+def gradients_of(matrix: Tensor) -> TaskGradients:
+    """Task gradients with names for their rows."""
+    return TaskGradients([f"task{i}" for i in range(len(matrix))], matrix)
+
+
 def rows(*values: Sequence[float]) -> TaskGradients:
     """Task gradients given number by number."""
-    matrix = torch.tensor(values, dtype=torch.float64)
-    return TaskGradients([f"task{i}" for i in range(len(matrix))], matrix)
+    return gradients_of(torch.tensor(values, dtype=torch.float64))
+
+
+def context_of(surface: Surface, module: Problem, objective: Objective, **kwargs: Any) -> SearchContext:
+    """What a search gets at the point where a surface is."""
+    start = surface.point()
+    objective.begin(surface, start)
+    defaults: dict[str, Any] = {
+        "surface": surface,
+        "start": start,
+        "objective": objective,
+        "invariance": "per_task",
+        "modules": shared_modules(module),
+        "learning_rate": 0.01,
+        "record": lambda stage, **figures: None,
+    }
+    return SearchContext(**{**defaults, **kwargs})

@@ -75,3 +75,10 @@ def test_subclasses_of_what_is_supported_train() -> None:
     callback = teleporter()
     fit(Net(UPGrad()), make_batches(4), strategy=OwnDevice("cpu"), callbacks=[callback])
     assert len(callback.reports) == 4
+
+
+def test_manual_optimization_is_refused() -> None:
+    module = Net(UPGrad())
+    module.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="needs automatic optimization"):
+        fit(module, make_batches(2))

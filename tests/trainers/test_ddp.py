@@ -1,4 +1,4 @@
-"""Two ranks with half batches train like one process with whole batches (rule 2 of the design)."""
+"""Two processes with half batches train like one process with whole batches."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_order_of_the_tasks_is_that_of_the_first_rank(ranks: RankPool) -> No
 def test_ranks_that_disagree_about_a_point_are_noticed(ranks: RankPool) -> None:
     callback = partial(teleporter, objective=RankValue())
     for outcome in ranks.outcomes(train, Run(UPGrad, callback=callback)):
-        assert "Not all processes accept the same point" in outcome.message
+        assert "Some processes accept a point and others refuse it" in outcome.message
 
 
 def test_ranks_that_move_apart_are_noticed(ranks: RankPool) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 from torchjd.aggregation import UPGrad
 from torchjd.scalarization import FAMO
 
@@ -27,8 +25,11 @@ TAKEN = {
     "replaying",
     "_multi_task",
 }
-# DDP asks for it.
+
+
+# DDP reads it from the module.
 HOOKS = {"_ddp_params_and_buffers_to_ignore"}
+
 
 FORMER = [
     "task_names",
@@ -160,41 +161,3 @@ def test_a_module_may_use_every_former_name(make: Callable[[], Any]) -> None:
     assert outcomes[0][0] == outcomes[1][0]
     assert any(outcomes[0][0])
     torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=0, atol=0)
-
-
-class WithLosses(PlainNet):
-    """A module of a user that has task losses already, and knows nothing of the mixin."""
-
-    def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        return self.losses(batch)
-
-
-def test_task_losses_of_a_later_base_class_are_used() -> None:
-    class Mixed(MultiTaskMixin, WithLosses):
-        pass
-
-    mixed, net = Mixed(), Net()
-    mixed.mtl_method, net.mtl_method = UPGrad(), UPGrad()
-    for module in (mixed, net):
-        fit(module, make_batches(4), callbacks=[teleporter()])
-    torch.testing.assert_close(mixed.state_dict(), net.state_dict(), rtol=0, atol=0)
-
-
-def test_task_losses_may_be_an_attribute() -> None:
-    class Mixed(MultiTaskMixin, PlainNet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.task_losses = lambda batch, batch_idx: self.losses(batch)
-
-    mixed, net = Mixed(), Net()
-    for module in (mixed, net):
-        fit(module, make_batches(4))
-    torch.testing.assert_close(mixed.state_dict(), net.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["task_losses", "task_gradients", "request_task_gradients", "replaying"])
-def test_a_submodule_with_a_name_of_the_mixin_is_refused(name: str) -> None:
-    module = Net()
-    module._modules[name] = nn.Identity()
-    with pytest.raises(MisconfigurationException, match=f"registers a submodule, parameter or buffer as `{name}`"):
-        fit(module, make_batches(1))

@@ -1,7 +1,8 @@
-"""Rule 7: interrupting and resuming equals not interrupting, to the bit."""
+"""A run that was interrupted and resumed equals one that was not, bit for bit."""
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torchjd.aggregation import MoDoWeighting, SDMGradWeighting, UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
 from lightning_cost._training.method_state import state_of
-from tests.support.nets import Net, PlainNet, fit, make_batches, make_trainer
+from tests.support.nets import Net, PlainNet, assert_moved, assert_same_parameters, fit, make_batches, make_trainer
 from tests.support.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, REMEMBERING, RUNS, SaveAfter, run
 from tests.support.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
 
@@ -56,7 +57,7 @@ def test_resume(name: str, method: str, place: int, uninterrupted: Baseline) -> 
     path = expected[3].path(place)
     step = torch.load(path, weights_only=True)["global_step"]
     assert any(report.accepted for report in expected[2].reports if report.step < step)
-    # Where an epoch may have no more teleports than it had, the resumed run must not begin to count anew.
+    # The resumed run goes on counting the teleports of its epoch, whose number may be limited.
     assert any(report.accepted for report in expected[2].reports[-2:])
     assert_equal_runs(run(name, method, [], ckpt_path=path), expected, step)
 
@@ -78,7 +79,7 @@ def test_resume_of_methods_that_remember(method: str, name: str, place: int, uni
     assert_same(*(state_of(result[0].mtl_method) for result in (resumed, expected)))
 
 
-def test_no_method_that_remembers_is_forgotten() -> None:
+def test_every_stateful_method_of_torchjd_is_resumed_or_refused() -> None:
     """What of TorchJD is stateful is resumed here, or refused."""
     refused = {MoDoWeighting, SDMGradWeighting}
     resumed = {type(part) for create in REMEMBERING.values() for part in create().modules()}
@@ -94,7 +95,7 @@ KILLED = ("level set", "penalty, sharpness", "accumulation, momentum history")
 def test_resume_of_a_process_that_was_killed_after_a_teleport(tmp_path: Path, uninterrupted: Baseline) -> None:
     place = BATCHES + 2
     program = [sys.executable, "-m", "tests.support.resumed_run", str(tmp_path), str(place), *KILLED]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     subprocess.run(program, check=True, cwd=root, timeout=120, capture_output=True)
     for name in KILLED:
         path = tmp_path / name / f"after-{place}.ckpt"
@@ -176,3 +177,15 @@ def test_counts_of_an_epoch_belong_to_their_fit() -> None:
     for _ in range(2):
         fit(module, make_batches(4), callbacks=[callback])
     assert [report.step for report in callback.reports] == [0, 1, 0, 1]
+
+
+def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path: Path) -> None:
+    nets = [Net(UPGrad()) for _ in range(3)]
+    for net in nets:
+        net.make_optimizer = functools.partial(torch.optim.Adam, lr=0.01)
+    whole, half, resumed = nets
+    fit(whole, make_batches(4), max_epochs=4)
+    fit(half, make_batches(4), max_epochs=2).save_checkpoint(tmp_path / "half.ckpt")
+    fit(resumed, make_batches(4), max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert_moved(resumed)
+    assert_same_parameters(resumed, whole)

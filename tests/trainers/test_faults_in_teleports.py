@@ -1,4 +1,4 @@
-"""Rule 6: whatever happens in the middle of a teleport, everything is as it was."""
+"""If a teleport fails, wherever that is, everything is as it was before it."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_training_goes_on_after_a_fault(
 def test_losses_that_are_not_finite_are_refused(
     settings: dict[str, Any], accumulated: int, evaluations: int, fault: float
 ) -> None:
-    """Each evaluation of a teleport in its turn."""
+    """One after the other, each evaluation of a teleport returns such a loss."""
     refused = 0
     steps = STRUCK_STEP + 2
     batches = make_batches(steps * accumulated)

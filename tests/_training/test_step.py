@@ -1,0 +1,63 @@
+"""The state of one optimizer step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_cost import TaskGradients
+from lightning_cost._lightning.ranks import Ranks
+from lightning_cost._lightning.recording import RecordedBatch
+from lightning_cost._lightning.rng import RngState
+from lightning_cost._training.accumulator import Accumulator
+from lightning_cost._training.step import Step, mean_losses
+
+
+def recorded(*losses: float) -> RecordedBatch:
+    return RecordedBatch(None, 0, RngState.capture(), torch.tensor(losses))
+
+
+class Mean(Ranks):
+    """Stands in for two processes, of which the other one has losses of zero."""
+
+    def mean_(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return tensor.div_(2)
+
+
+def test_losses_are_averaged_over_the_batches_and_the_processes() -> None:
+    step = Step(batches=[recorded(1.0, 4.0), recorded(3.0, 0.0)])
+    assert step.losses(Ranks()).tolist() == [2.0, 2.0]
+    assert step.losses(Mean()).tolist() == [1.0, 1.0]
+    assert mean_losses([torch.tensor([1.0, 2.0])], Ranks()).tolist() == [1.0, 2.0]
+    # Averaging over the processes writes into no recorded batch.
+    assert step.batches[0].losses.tolist() == [1.0, 4.0]
+
+
+def test_a_step_without_task_gradients_has_none() -> None:
+    assert Step().gradients is None
+
+
+def accumulating(parameter: Parameter) -> Accumulator:
+    """An accumulator after one micro-batch with the losses 2p and 3p."""
+    accumulator = Accumulator([parameter])
+    losses = {"left": 2 * parameter.sum(), "right": 3 * parameter.sum()}
+    accumulator.add(losses, None, 1.0, lambda: sum(losses.values()).backward())  # type: ignore[union-attr]
+    return accumulator
+
+
+def test_gradients_are_those_of_the_micro_batches_so_far() -> None:
+    step = Step(accumulator=accumulating(Parameter(torch.ones(1))))
+    assert step.accumulator is not None
+    assert step.accumulator.gradients is None
+    first = step.gradients
+    assert first is not None
+    assert first.matrix.tolist() == [[2.0], [3.0]]
+    # They are completed once.
+    assert step.gradients is step.accumulator.gradients is first
+
+
+def test_gradients_of_the_point_that_a_teleport_moved_to_take_precedence() -> None:
+    moved = TaskGradients(["left", "right"], torch.eye(2))
+    step = Step(accumulator=accumulating(Parameter(torch.ones(1))), moved_gradients=moved)
+    assert step.gradients is moved

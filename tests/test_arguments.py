@@ -1,0 +1,63 @@
+"""Checks of arguments: what each accepts, and what it refuses by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lightning_cost._arguments import (
+    check_between,
+    check_choice,
+    check_effect,
+    check_integer,
+    check_not_negative,
+    check_positive,
+)
+
+
+@pytest.mark.parametrize(
+    ("check", "values"),
+    [
+        (lambda value: check_integer("n", value), [-3, 0, 7]),
+        (lambda value: check_integer("n", value, 2), [2, 3]),
+        (lambda value: check_positive("n", value), [1e-300, 1, 1e300]),
+        (lambda value: check_not_negative("n", value), [0, 0.0, 1e300]),
+        (lambda value: check_between("n", value, 0, 1), [1e-9, 0.5, 1 - 1e-9]),
+        (lambda value: check_choice("n", value, ["mean", None, 1]), ["mean", None, 1]),
+        (lambda value: check_effect("n", value, 0.4, "with `m=0`"), [0.4]),
+    ],
+)
+def test_what_is_allowed_is_accepted(check: Callable[[Any], object], values: list[Any]) -> None:
+    for value in values:
+        check(value)
+
+
+@pytest.mark.parametrize(
+    ("check", "values", "message"),
+    [
+        (lambda value: check_integer("n", value), [1.0, "1", None, True], "`n` must be an integer; got {}."),
+        (lambda value: check_integer("n", value, 2), [1, -2, 2.0], "`n` must be an integer of at least 2; got {}."),
+        (lambda value: check_positive("n", value), [0, -1.0, math.inf, math.nan], "must be a positive number; got {}."),
+        (lambda value: check_not_negative("n", value), [-1e-9, math.inf, math.nan], "a number of at least 0; got {}."),
+        (lambda value: check_between("n", value, 0, 0.5), [0, 0.5, -1, math.nan], "be between 0 and 0.5; got {}."),
+        # A value equals a choice only if it also has its type.
+        (lambda value: check_choice("n", value, ["a", 1]), ["b", None, True, 1.0], "one of ['a', 1]; got {}."),
+        (lambda value: check_choice("n", value, ["a"], "a list"), ["b"], "one of ['a'] or a list; got {}."),
+        (lambda value: check_effect("n", value, 0.4, "with `m=0`"), [0.5, None], "`n={}` has no effect with `m=0`."),
+    ],
+)
+def test_what_is_not_allowed_is_refused_by_name(
+    check: Callable[[Any], object], values: list[Any], message: str
+) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=re.escape(message.format(repr(value)))) as caught:
+            check(value)
+        assert str(caught.value).startswith("`n")
+
+
+def test_a_positive_number_is_returned() -> None:
+    assert check_positive("n", 0.25) == 0.25
