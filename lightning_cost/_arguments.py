@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 
 __all__: list[str] = []
 
@@ -25,7 +26,7 @@ def check_positive(name: str, value: float) -> float:
     Raises:
         ValueError: If it is refused.
     """
-    if not 0 < value < math.inf:
+    if not (_is_number(value) and 0 < value < math.inf):
         raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
     return value
 
@@ -36,7 +37,7 @@ def check_not_negative(name: str, value: float) -> None:
     Raises:
         ValueError: If it is refused.
     """
-    if not 0 <= value < math.inf:
+    if not (_is_number(value) and 0 <= value < math.inf):
         raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
 
 
@@ -46,8 +47,12 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     Raises:
         ValueError: If it is refused.
     """
-    if not low < value < high:
+    if not (_is_number(value) and low < value < high):
         raise ValueError(f"`{name}` must be between {low:g} and {high:g}; got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: object, choices: Iterable[object], alternative: str = "") -> None:

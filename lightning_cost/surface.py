@@ -21,7 +21,7 @@ from lightning_cost._training.evaluate import (
     mean_losses,
     values_of,
 )
-from lightning_cost._vectors import accumulate, flatten, norm_of, num_elements, views, zeros_like_shared
+from lightning_cost._vectors import accumulate, assign, flatten, norm_of, num_elements, views, zeros_like_shared
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["Point", "Surface"]
@@ -129,9 +129,13 @@ class Surface:
         """How often the surface has moved."""
         return self._moves
 
-    def position(self) -> Tensor:
-        """A copy of the shared parameters, shape ``(P,)``."""
-        return self.flatten([parameter.detach() for parameter in self.shared])
+    def position(self, out: Tensor | None = None) -> Tensor:
+        """A copy of the shared parameters, shape ``(P,)``, in the memory of ``out`` if it is given."""
+        values = [parameter.detach() for parameter in self.shared]
+        if out is None:
+            return self.flatten(values)
+        assign(values, self.shared, out)
+        return out
 
     def hold(self, position: Tensor | None) -> None:
         """Tell the surface its position, so that it need not copy it before it moves for a while.

@@ -18,6 +18,9 @@ from lightning_cost._arguments import (
     check_positive,
 )
 
+POSITIVE, NOT_NEGATIVE = "must be a positive number; got {}.", "a number of at least 0; got {}."
+BETWEEN = "be between 0 and 0.5; got {}."
+
 
 @pytest.mark.parametrize(
     ("check", "values"),
@@ -41,9 +44,21 @@ def test_what_is_allowed_is_accepted(check: Callable[[Any], object], values: lis
     [
         (lambda value: check_integer("n", value), [1.0, "1", None, True], "`n` must be an integer; got {}."),
         (lambda value: check_integer("n", value, 2), [1, -2, 2.0], "`n` must be an integer of at least 2; got {}."),
-        (lambda value: check_positive("n", value), [0, -1.0, math.inf, math.nan], "must be a positive number; got {}."),
-        (lambda value: check_not_negative("n", value), [-1e-9, math.inf, math.nan], "a number of at least 0; got {}."),
-        (lambda value: check_between("n", value, 0, 0.5), [0, 0.5, -1, math.nan], "be between 0 and 0.5; got {}."),
+        (
+            lambda value: check_positive("n", value),
+            [0, -1.0, math.inf, math.nan, "1", None, True],
+            POSITIVE,
+        ),
+        (
+            lambda value: check_not_negative("n", value),
+            [-1e-9, math.inf, math.nan, "1", True],
+            NOT_NEGATIVE,
+        ),
+        (
+            lambda value: check_between("n", value, 0, 0.5),
+            [0, 0.5, -1, math.nan, "0.1"],
+            BETWEEN,
+        ),
         # A value equals a choice only if it also has its type.
         (lambda value: check_choice("n", value, ["a", 1]), ["b", None, True, 1.0], "one of ['a', 1]; got {}."),
         (lambda value: check_choice("n", value, ["a"], "a list"), ["b"], "one of ['a'] or a list; got {}."),

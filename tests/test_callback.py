@@ -16,7 +16,7 @@ from torchjd.aggregation import UPGrad
 
 from lightning_cost import LevelSetSearch, PenaltySearch, SampledSharpness, SymmetryTeleportCallback
 from lightning_cost._training.engine import engine_of
-from tests.support.nets import TASKS, Net, PlainNet, fit, make_batches, make_mlp
+from tests.support.nets import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp
 from tests.support.teleporting import always, assert_same, teleporter
 
 
@@ -210,3 +210,57 @@ def test_batches_that_training_skips_are_not_teleported_on() -> None:
     callback = teleporter()
     fit(Skipping(), make_batches(6), callbacks=[callback])
     assert [report.step for report in callback.reports] == [1, 4, 5]
+
+
+class EarlyEnd(Net):
+    """Ends its first epoch before the first batch."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        return -1 if self.trainer.current_epoch == 0 else None
+
+
+def test_whether_a_check_is_due_is_asked_anew_in_each_epoch() -> None:
+    callback = teleporter(start_epoch=1)
+    fit(EarlyEnd(), make_batches(3), callbacks=[callback], max_epochs=2)
+    assert [report.step for report in callback.reports] == [0, 1, 2]
+
+    class FirstEpoch(SymmetryTeleportCallback):
+        def should_check(self, trainer: L.Trainer, pl_module: Any) -> bool:
+            return trainer.current_epoch == 0
+
+    first = FirstEpoch(trigger=always)
+    fit(EarlyEnd(), make_batches(3), callbacks=[first], max_epochs=2)
+    assert first.reports == []
+
+
+def test_each_callback_has_its_own_schedule() -> None:
+    class Other(SymmetryTeleportCallback):
+        pass
+
+    late, early = teleporter(start_epoch=5), Other(trigger=always, start_epoch=0)
+    fit(Net(), make_batches(3), callbacks=[late, early])
+    assert len(late.reports) == 0
+    assert len(early.reports) == 3
+
+
+def test_a_fit_that_fails_leaves_no_hook_and_no_memory() -> None:
+    class Failing(Net):
+        def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+            raise RuntimeError("fault")
+
+    module, callback = Failing(), teleporter(history="momentum")
+    optimizers: list[Any] = []
+    module.make_optimizer = lambda parameters: optimizers.append(torch.optim.SGD(parameters, 0.1)) or optimizers[-1]
+    with pytest.raises(RuntimeError, match="fault"):
+        fit(module, make_batches(2), callbacks=[callback])
+    assert not optimizers[0]._optimizer_step_pre_hooks
+    assert callback._fit is None
+
+
+def test_a_callback_without_super_in_on_fit_start_is_told_so() -> None:
+    class Hasty(SymmetryTeleportCallback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            pass
+
+    with pytest.raises(MisconfigurationException, match=r"Hasty.on_fit_start did not call `super\(\).on_fit_start"):
+        fit(Net(), make_batches(2), callbacks=[Hasty()])

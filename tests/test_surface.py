@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.testing import assert_close
 from torchjd.aggregation import UPGrad
 from torchjd.scalarization import Constant
@@ -349,32 +347,3 @@ def test_half_precision_parameters_have_gradients_in_float32() -> None:
 def test_a_point_without_task_gradients_says_so() -> None:
     with pytest.raises(RuntimeError, match="`uses_task_gradients = True`"):
         _ = Point(torch.ones(2)).gradients
-
-
-def test_positions_are_copied_once_and_noticed_when_somebody_else_moves() -> None:
-    weight = Parameter(torch.tensor([1.0, 2.0]))
-    surface = Surface(lambda: {"left": weight.sum(), "right": weight[0] ** 2}, [weight])
-    origin = surface.position()
-    assert surface.position() is origin
-    with surface.displaced(torch.ones(2)):
-        assert surface.position() is not origin
-        assert torch.equal(surface.position(), torch.tensor([2.0, 3.0]))
-    assert surface.position() is origin
-    optimizer = torch.optim.SGD([weight], lr=0.5)
-    surface.point()
-    optimizer.step()
-    assert torch.equal(surface.position(), weight.detach())
-    assert not torch.equal(surface.position(), origin)
-    surface.move_to(origin)
-    assert torch.equal(weight.detach(), torch.tensor([1.0, 2.0]))
-
-
-def test_several_batches_are_averaged() -> None:
-    weight = Parameter(torch.tensor([1.0, 2.0]))
-    batches: list[Callable[[], dict[str, Tensor]]] = [
-        lambda: {"left": weight.sum(), "right": weight[0] ** 2},
-        lambda: {"left": 3 * weight.sum(), "right": weight[1] ** 2},
-    ]
-    surface = Surface(batches, [weight])
-    assert torch.equal(surface.losses(), torch.tensor([6.0, 2.5]))
-    assert torch.equal(surface.point().gradients.matrix, torch.tensor([[2.0, 2.0], [1.0, 2.0]]))

@@ -253,9 +253,8 @@ class _Attempt:
     def _accept(self, candidates: Iterator[None]) -> None:
         """Stay where the surface is, even if the search moves it when it is stopped."""
         surface, moves = self._surface, self._surface.moves
-        # First without the old copy: there is memory for two.
-        self._position = self._origin
-        self._position = surface.position()
+        first = self._position is self._origin
+        self._position = surface.position(out=None if first else self._position)
         if isinstance(candidates, Generator):
             candidates.close()
         if surface.moves != moves:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from lightning_cost import (
     Point,
     RandomDirection,
     SampledSharpness,
+    SearchContext,
     Surface,
     Teleporter,
 )
@@ -157,34 +160,115 @@ def test_an_exception_in_the_losses_leaves_everything_as_it_was(error: BaseExcep
 
 
 class Copies(Surface):
-    """Counts copies of the shared parameters."""
+    """Counts copies of the shared parameters, and how many there are at a time."""
 
     copies = 0
+    most = 0
 
     def flatten(self, tensors: Any) -> Tensor:
-        values = {parameter.data_ptr() for parameter in self.shared}
-        self.copies += all(tensor is not None and tensor.data_ptr() in values for tensor in tensors)
-        return super().flatten(tensors)
+        copy, values = super().flatten(tensors), {parameter.data_ptr() for parameter in self.shared}
+        if all(tensor is not None and tensor.data_ptr() in values for tensor in tensors):
+            self.copies += 1
+            self.alive = [*(known for known in getattr(self, "alive", []) if known() is not None), weakref.ref(copy)]
+            self.most = max(self.most, len(self.alive))
+        return copy
 
 
 @pytest.mark.parametrize(
-    ("search", "objective", "most"),
+    ("search", "objective", "copies"),
     [
-        (LevelSetSearch(), ConflictAlignment(), 1),
-        (LevelSetSearch(full_rank=True), ConflictAlignment(), 1),
-        (PenaltySearch(steps=20, lr=1e-2), ConflictAlignment("double_backward"), 1),
-        (LevelSetSearch(steps=2), ConflictAlignment(), 2),
+        (LevelSetSearch(), ConflictAlignment(), 2),
+        (LevelSetSearch(full_rank=True), ConflictAlignment(), 2),
+        (PenaltySearch(steps=20, lr=1e-2), ConflictAlignment("double_backward"), 2),
+        (LevelSetSearch(steps=3), ConflictAlignment(), 2),
     ],
-    ids=["default", "full rank", "penalty", "2 steps"],
+    ids=["default", "full rank", "penalty", "3 steps"],
 )
-def test_an_accepted_teleport_copies_the_shared_parameters_twice_at_most(
-    search: Any, objective: Objective, most: int
+def test_an_accepted_teleport_holds_two_copies_of_the_shared_parameters_at_most(
+    search: Any, objective: Objective, copies: int
 ) -> None:
     module = Plain()
     surface = Copies(module.losses, list(module.backbone.parameters()), list(module.parameters()))
     outcome = Teleporter(objective, search).run(surface, {"backbone": module.backbone}, surface.point())
     assert outcome.accepted
-    assert surface.copies == most
+    assert surface.copies == copies
+    assert surface.most == 2
+
+
+class Careless(LevelSetSearch):
+    """Writes into the parameters behind the back of the surface, and of PyTorch, which counts writes."""
+
+    def candidates(self, context: SearchContext) -> Iterator[None]:
+        for parameter in context.surface.shared:
+            parameter.data += 0.1
+        yield
+
+
+class Temporary(LevelSetSearch):
+    """Yields within `displaced`, which ends when the search is stopped."""
+
+    def candidates(self, context: SearchContext) -> Iterator[None]:
+        for scale in (1e-3, 1e-4):
+            with context.surface.displaced(context.surface.standard_normal(), scale):
+                yield
+
+
+def test_a_search_that_writes_into_the_data_of_parameters_is_rolled_back() -> None:
+    module = Plain()
+    surface = module.surface()
+    start = surface.point()
+    before = state(module)
+    teleporter = Teleporter(RandomDirection(), Careless(), tolerance=1e-9)
+    assert not teleporter.run(surface, {"backbone": module.backbone}, start).accepted
+    assert_same_state(state(module), before)
+
+
+def test_a_search_may_move_back_when_it_is_stopped() -> None:
+    module = Plain()
+    surface = module.surface()
+    start = surface.point()
+    before = state(module)
+    outcome = Teleporter(RandomDirection(), Temporary()).run(surface, {"backbone": module.backbone}, start)
+    assert outcome.accepted
+    assert not torch.equal(module.backbone[0].weight, before[0])
+    torch.testing.assert_close(surface.losses(), outcome.end.losses, rtol=0, atol=0)
+    assert outcome.sigma != 0
+
+
+def test_a_refused_teleport_leaves_the_gradients_of_other_parameters_alone() -> None:
+    module = Plain()
+    torch.stack(list(module.losses().values())).mean().backward()
+    before = state(module)
+    surface = Surface(module.losses, list(module.backbone.parameters()))
+    assert not Teleporter(Refusing(1)).run(surface, {"backbone": module.backbone}).accepted
+    assert_same_state(state(module), before)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("invariance", "per-task"),
+        ("tolerance", -1),
+        ("tolerance", "0.1"),
+        ("objective", "conflict"),
+        ("search", LevelSetSearch),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{argument}` must be .*; got"):
+        Teleporter(**{argument: value})
+
+
+def test_a_search_without_rounds_goes_nowhere() -> None:
+    class Idle(LevelSetSearch):
+        rounds = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rounds = 0
+
+    module = Plain()
+    assert not Teleporter(search=Idle()).run(module.surface(), {"backbone": module.backbone}).accepted
 
 
 def test_memory_is_reused_from_teleport_to_teleport() -> None:

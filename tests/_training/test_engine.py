@@ -15,7 +15,7 @@ from torchjd.aggregation import UPGrad
 
 from lightning_cost._training.engine import engine_of
 from tests.support.nets import TASKS, Net, PlainNet, assert_same_parameters, fit, make_batches
-from tests.support.teleporting import teleporter
+from tests.support.teleporting import never, teleporter
 
 
 @pytest.mark.parametrize("method", [None, scalarization.UW(3)])
@@ -86,7 +86,7 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
     class Validated(Net):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if batch_idx < 4:
-                engine_of(self).step.wants_batches = True
+                engine_of(self).request(batches=True)
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             return self.training_step(batch, batch_idx)
@@ -203,7 +203,7 @@ class EndsEpochsEarly(Net):
     """After five batches, in the middle of a window of four."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
-        engine_of(self).step.wants_batches = True
+        engine_of(self).request(batches=True)
         return -1 if batch_idx == 5 else None
 
 
@@ -280,6 +280,10 @@ def test_gradients_that_were_never_aggregated_are_noticed() -> None:
         MisconfigurationException, match=r"did not call `super\(\).on_before_optimizer_step\(optimizer\)`"
     ):
         fit(Silent(UPGrad()), make_batches(2))
+    with pytest.raises(
+        MisconfigurationException, match=r"did not call `super\(\).on_before_optimizer_step\(optimizer\)`"
+    ):
+        fit(Silent(UPGrad()), make_batches(2), callbacks=[teleporter(trigger=never)])
 
 
 def test_reduce_dtype_is_checked() -> None:

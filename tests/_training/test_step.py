@@ -10,8 +10,9 @@ from lightning_cost import TaskGradients
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._lightning.rng import RngState
-from lightning_cost._training.accumulator import Accumulator
-from lightning_cost._training.step import Step, mean_losses
+from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
+from lightning_cost._training.evaluate import Numerics, mean_losses, values_of
+from lightning_cost._training.step import Step
 
 
 def recorded(*losses: float) -> RecordedBatch:
@@ -40,9 +41,10 @@ def test_a_step_without_task_gradients_has_none() -> None:
 
 def accumulating(parameter: Parameter) -> Accumulator:
     """An accumulator after one micro-batch with the losses 2p and 3p."""
-    accumulator = Accumulator([parameter])
+    accumulator = Accumulator([parameter], ExpectedNorms(), Numerics())
     losses = {"left": 2 * parameter.sum(), "right": 3 * parameter.sum()}
-    accumulator.add(losses, None, 1.0, lambda: sum(losses.values()).backward())  # type: ignore[union-attr]
+    total = torch.stack(list(losses.values())).sum()
+    accumulator.add(losses, None, 1.0, total.backward, values_of(losses))
     return accumulator
 
 
@@ -59,5 +61,5 @@ def test_gradients_are_those_of_the_micro_batches_so_far() -> None:
 
 def test_gradients_of_the_point_that_a_teleport_moved_to_take_precedence() -> None:
     moved = TaskGradients(["left", "right"], torch.eye(2))
-    step = Step(accumulator=accumulating(Parameter(torch.ones(1))), moved_gradients=moved)
+    step = Step(accumulator=accumulating(Parameter(torch.ones(1))), moved=(moved, torch.ones(2)))
     assert step.gradients is moved
