@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 __all__: list[str] = []
 
@@ -15,7 +16,7 @@ def check_integer(name: str, value: object, least: int | None = None) -> None:
     Raises:
         ValueError: If it is refused.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
         range_ = "" if least is None else f" of at least {least}"
         raise ValueError(f"`{name}` must be an integer{range_}; got {value!r}.")
 
@@ -70,6 +71,33 @@ def check_choice(name: str, value: object, choices: Iterable[object], alternativ
     allowed = list(choices)
     if not any(type(value) is type(choice) and value == choice for choice in allowed):
         raise ValueError(f"`{name}` must be one of {allowed}{alternative and f' or {alternative}'}; got {value!r}.")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Refuse what is neither ``True`` nor ``False``.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def check_targets(name: str, value: object) -> None:
+    """Refuse what does not choose modules as PEFT's ``target_modules`` does.
+
+    Raises:
+        ValueError: If it is neither a list of names, nor a regular expression, nor ``None``.
+    """
+    allowed = f"`{name}` must be a list of names, a regular expression, or None for all; got {value!r}"
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{allowed}, which is no regular expression: {error}.") from error
+    names = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+    if value is not None and (not names or not all(isinstance(entry, str) and entry for entry in names)):
+        raise ValueError(f"{allowed}.")
 
 
 def check_effect(name: str, value: object, default: object, without: str) -> None:

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cost._arguments import check_choice, check_integer
+from lightning_cost._arguments import check_bool, check_choice, check_integer
 from lightning_cost._lightning.checks import (
     allow_repeated_backward,
     check_automatic_optimization,
@@ -27,7 +27,7 @@ from lightning_cost._teleport.fit import FitTeleports, check_reach
 from lightning_cost._teleport.optimizer_state import History, HistoryReuse
 from lightning_cost._teleport.report import EpochCounts, TeleportReport, without_traces
 from lightning_cost._teleport.run import Teleporter
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from lightning_cost._training.evaluate import grads_are_finite
 from lightning_cost._training.step import Window
 from lightning_cost.invariance import Invariance
@@ -125,7 +125,10 @@ class SymmetryTeleportCallback(Callback):
             check_choice("objective", objective, _OBJECTIVES, "an Objective")
         if not isinstance(search, Search):
             check_choice("search", search, _SEARCHES, "a Search")
+        if isinstance(trigger, type):
+            raise ValueError(f"`trigger` must be a function of TaskGradients, not a class; got {trigger!r}.")
         check_integer("seed", seed)
+        check_bool("check_ranks", check_ranks)
         self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
         self.check_ranks = check_ranks
@@ -257,7 +260,7 @@ class SymmetryTeleportCallback(Callback):
         # Not in `on_train_epoch_start`: Lightning skips it after a checkpoint from the last batch of an epoch.
         if self._epoch.epoch != trainer.current_epoch:
             self._epoch = EpochCounts(epoch=trainer.current_epoch)
-        engine = engine_of(pl_module)
+        engine = Engine(pl_module)
         if self._asked != engine.window:
             self._asked, self._due = engine.window, self.should_check(trainer, pl_module)
             if type(self).should_check is not SymmetryTeleportCallback.should_check:
@@ -268,7 +271,7 @@ class SymmetryTeleportCallback(Callback):
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the tasks at the first step, long before the first conflict may need them."""
-        tasks = engine_of(pl_module).names
+        tasks = Engine(pl_module).names
         if len(tasks) < 2:
             names = ", ".join(map(repr, tasks)) or "nothing, since it was never called"
             raise MisconfigurationException(
@@ -281,7 +284,7 @@ class SymmetryTeleportCallback(Callback):
         """Check the trigger, and teleport if it fires."""
         assert self._fit is not None
         self._history.disarm()
-        step = engine_of(pl_module).step
+        step = Engine(pl_module).step
         gradients = None if step is None else step.gradients
         # Without batches, `training_step` returned None for all of them, and there is nothing to step on.
         if not self._due or step is None or not step.batches or gradients is None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,7 +14,8 @@ from torchjd.scalarization import Scalarizer
 from typing_extensions import override
 
 from lightning_cost._training.engine import Engine
-from lightning_cost._training.shared import check_names
+from lightning_cost._training.kept import Kept
+from lightning_cost._training.shared import check_names, check_task_losses, missing_task_losses
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["MultiTaskMixin"]
@@ -78,11 +78,11 @@ class MultiTaskMixin(LightningModule):
     # Annotated only: a class attribute would hide the submodule that `self.mtl_method = ...` registers.
     mtl_method: Aggregator | Scalarizer | None
     reduce_dtype: torch.dtype | None = None
-    _multi_task: Engine
+    _multi_task: Kept
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # First, and not as a module would: a later base class may set `_ddp_params_and_buffers_to_ignore`.
-        object.__setattr__(self, "_multi_task", Engine(self))
+        object.__setattr__(self, "_multi_task", Kept())
         super().__init__(*args, **kwargs)
 
     def task_losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
@@ -101,7 +101,7 @@ class MultiTaskMixin(LightningModule):
         """
         inherited = getattr(super(), "task_losses", None)
         if inherited is None:
-            raise NotImplementedError(_missing_task_losses(self))
+            raise NotImplementedError(missing_task_losses(self))
         return inherited(batch, batch_idx)  # type: ignore[no-any-return]
 
     @property
@@ -116,14 +116,14 @@ class MultiTaskMixin(LightningModule):
         may be infinite or NaN (see ``is_finite``): it then skips the step. Between micro-batches they are the sum so
         far, of this process alone.
         """
-        return self._multi_task.gradients
+        return Engine(self).gradients
 
     def request_task_gradients(self) -> None:
         """Compute the task gradients in the coming optimizer step.
 
         Call it on every process and before ``training_step``, for example in ``on_train_batch_start`` of a callback.
         """
-        self._multi_task.request()
+        Engine(self).request()
 
     @property
     def replaying(self) -> bool:
@@ -135,21 +135,19 @@ class MultiTaskMixin(LightningModule):
         """Refuse what is not supported before the first batch."""
         super().on_fit_start()
         check_names(self, ("task_losses", "task_gradients", "request_task_gradients", "replaying", "reduce_dtype"))
-        own = type(self).task_losses is not MultiTaskMixin.task_losses or "task_losses" in vars(self)
-        if not own and not hasattr(super(), "task_losses"):
-            raise MisconfigurationException(_missing_task_losses(self))
-        self._multi_task.start_fit()
+        check_task_losses(self, MultiTaskMixin)
+        Engine(self).start_fit()
 
     @override
     def teardown(self, stage: str) -> None:
         """Leave the optimizer as it was."""
         super().teardown(stage)
-        self._multi_task.end_fit()
+        Engine(self).end_fit()
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute, check and log the task losses; returns their scalarization. See :meth:`task_losses`."""
-        losses, total = self._multi_task.training_step(batch, batch_idx)
+        losses, total = Engine(self).training_step(batch, batch_idx)
         if self._trainer is not None:
             self.log_dict({f"train/{name}_loss": loss.detach() for name, loss in losses.items()})
             self.log("train/loss", total.detach())
@@ -159,35 +157,31 @@ class MultiTaskMixin(LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the task gradients if the step needs them, and run the ordinary backward pass."""
         ordinary = super().backward
-        self._multi_task.backward(loss, lambda: ordinary(loss, *args, **kwargs))
+        Engine(self).backward(loss, lambda: ordinary(loss, *args, **kwargs))
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
-        self._multi_task.before_optimizer_step()
+        Engine(self).before_optimizer_step()
         super().on_before_optimizer_step(optimizer)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what the method remembers, and which row is subtracted next, so that a resumed run rounds the same."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[_CHECKPOINT_KEY] = self._multi_task.state_dict()
+        checkpoint[_CHECKPOINT_KEY] = Engine(self).state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what :meth:`on_save_checkpoint` saved, if it is there."""
         super().on_load_checkpoint(checkpoint)
-        self._multi_task.load_state_dict(checkpoint.get(_CHECKPOINT_KEY, {}))
+        Engine(self).load_state_dict(checkpoint.get(_CHECKPOINT_KEY, {}))
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """DDP reads it. DDP would wait forever for gradients of what a method changes without a backward pass."""
-        return [*self._multi_task.ignored_by_ddp, *self._multi_task.changed_by_method()]
+        return [*self._multi_task.ignored_by_ddp, *Engine(self).changed_by_method()]
 
     @_ddp_params_and_buffers_to_ignore.setter
     def _ddp_params_and_buffers_to_ignore(self, names: Iterable[str]) -> None:
         self._multi_task.ignored_by_ddp = tuple(names)
-
-
-def _missing_task_losses(module: LightningModule) -> str:
-    return f"{type(module).__name__} must implement `task_losses(self, batch, batch_idx)`: a scalar loss for each task."

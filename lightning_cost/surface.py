@@ -106,8 +106,10 @@ class Surface:
         self.shared = list(shared)
         if not self._batches:
             raise ValueError("`batches` must hold at least one function; got none.")
-        if not self.shared:
-            raise ValueError("`shared` must hold at least one parameter; got none.")
+        if not self.shared or len({id(parameter) for parameter in self.shared}) < len(self.shared):
+            raise ValueError(f"`shared` must hold at least one parameter, and each once; got {len(self.shared)}.")
+        if not all(parameter.requires_grad for parameter in self.shared):
+            raise ValueError("`shared` must hold parameters that require a gradient; got a frozen one.")
         self._parameters = self.shared if parameters is None else list(parameters)
         self._scalarize = _mean if scalarize is None else scalarize
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -117,17 +119,11 @@ class Surface:
         self.backwards = 0
         self._names: tuple[str, ...] | None = None
         self._held: Tensor | None = None
-        self._moves = 0
 
     @property
     def num_parameters(self) -> int:
         """The number :math:`P` of elements of the shared parameters."""
         return num_elements(self.shared)
-
-    @property
-    def moves(self) -> int:
-        """How often the surface has moved."""
-        return self._moves
 
     def position(self, out: Tensor | None = None) -> Tensor:
         """A copy of the shared parameters, shape ``(P,)``, in the memory of ``out`` if it is given."""
@@ -149,7 +145,6 @@ class Surface:
     def move_to(self, position: Tensor) -> None:
         """Write a vector of shape ``(P,)`` into the shared parameters."""
         self._held = None
-        self._moves += 1
         for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
             parameter.copy_(view)
 
@@ -157,7 +152,6 @@ class Surface:
     def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
         """Add ``scale`` times a vector of shape ``(P,)`` to the shared parameters."""
         self._held = None
-        self._moves += 1
         for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
             parameter.add_(view, alpha=scale)
 

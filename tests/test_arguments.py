@@ -11,11 +11,13 @@ import pytest
 
 from lightning_cost._arguments import (
     check_between,
+    check_bool,
     check_choice,
     check_effect,
     check_integer,
     check_not_negative,
     check_positive,
+    check_targets,
 )
 
 POSITIVE, NOT_NEGATIVE = "must be a positive number; got {}.", "a number of at least 0; got {}."
@@ -76,3 +78,21 @@ def test_what_is_not_allowed_is_refused_by_name(
 
 def test_a_positive_number_is_returned() -> None:
     assert check_positive("n", 0.25) == 0.25
+
+
+@pytest.mark.parametrize("value", [None, ["0"], ("a", "b.c"), {"0"}, r".*\.2", "all-linear"], ids=repr)
+def test_targets_are_lists_of_names_or_a_regular_expression(value: Any) -> None:
+    check_targets("targets", value)
+
+
+@pytest.mark.parametrize("value", [[], set(), "", [1], [""], 5, True, re.compile("a"), "["], ids=repr)
+def test_other_targets_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="`targets` must be a list of names, a regular expression, or None"):
+        check_targets("targets", value)
+
+
+@pytest.mark.parametrize("value", ["False", 1, None])
+def test_a_bool_is_a_bool(value: Any) -> None:
+    check_bool("flag", True)
+    with pytest.raises(ValueError, match="`flag` must be True or False"):
+        check_bool("flag", value)

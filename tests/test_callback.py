@@ -15,7 +15,7 @@ from torch import nn
 from torchjd.aggregation import UPGrad
 
 from lightning_cost import LevelSetSearch, PenaltySearch, SampledSharpness, SymmetryTeleportCallback
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from tests.support.nets import TASKS, Batch, Net, PlainNet, fit, make_batches, make_mlp
 from tests.support.teleporting import always, assert_same, teleporter
 
@@ -192,7 +192,7 @@ def test_batches_are_kept_only_where_a_check_is_due() -> None:
             self.kept: list[int] = []
 
         def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
-            self.kept.append(len(engine_of(pl_module).step.batches))
+            self.kept.append(len(Engine(pl_module).step.batches))
 
     counts = Counts()
     callbacks = [counts, teleporter(check_every_n_steps=2)]

@@ -187,3 +187,16 @@ def test_layers_may_be_built_in_setup() -> None:
     callback = teleporter()
     fit(BuiltInSetup(), make_batches(2), callbacks=[callback])
     assert len(callback.reports) == 2
+
+
+@pytest.mark.parametrize("where", ["class", "instance"])
+def test_task_losses_that_cannot_be_called_are_refused_at_the_start(where: str) -> None:
+    class Empty(MultiTaskMixin, PlainNet):
+        if where == "class":
+            task_losses = None  # type: ignore[assignment]
+
+    module = Empty()
+    if where == "instance":
+        module.task_losses = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(MisconfigurationException, match="must implement `task_losses"):
+        fit(module, make_batches(1))

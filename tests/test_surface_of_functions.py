@@ -89,3 +89,10 @@ def test_several_batches_are_averaged() -> None:
     surface = Surface(batches, [weight])
     assert torch.equal(surface.losses(), torch.tensor([6.0, 2.5]))
     assert torch.equal(surface.point().gradients.matrix, torch.tensor([[2.0, 2.0], [1.0, 2.0]]))
+
+
+def test_shared_parameters_are_there_once_and_trained() -> None:
+    weight, frozen = Parameter(torch.ones(2)), Parameter(torch.ones(2), requires_grad=False)
+    for shared, message in (([], "at least one"), ([weight, weight], "each once"), ([weight, frozen], "a frozen one")):
+        with pytest.raises(ValueError, match=f"`shared` must hold .*{message}"):
+            Surface(lambda: {"left": weight.sum()}, shared)

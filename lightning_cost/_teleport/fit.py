@@ -19,7 +19,7 @@ from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._teleport.optimizer_state import HistoryReuse
 from lightning_cost._teleport.report import TeleportReport, append_report, make_report
 from lightning_cost._teleport.run import Outcome, Teleporter
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from lightning_cost._training.shared import shared_modules, shared_parameters
 from lightning_cost._vectors import num_elements
 from lightning_cost.gradients import TaskGradients
@@ -59,7 +59,7 @@ class FitTeleports:
         self._history = history
         self._optimizer = optimizer
         self._module = module
-        self._engine = engine_of(module)
+        self._engine = Engine(module)
         self._generator = generator
         self._check_ranks = check_ranks
         self._hook = optimizer.register_step_pre_hook(history.pre_step_hook)
@@ -118,10 +118,10 @@ class FitTeleports:
             )
             append_report(reports, failed)
             raise
-        append_report(reports, finished)
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
             self._teleporter.recycle(engine.move_to(moved, outcome.end.losses))
+        append_report(reports, finished)
         return finished
 
     def _surface(self, batches: Sequence[RecordedBatch]) -> Surface:

@@ -118,7 +118,10 @@ class Teleporter:
         learning_rate: float = 1e-3,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> Outcome:
-        """Teleport from where the surface is. After a refusal or an exception, everything is as it was.
+        """Teleport from where the surface is.
+
+        After a refusal or an exception, the parameters and ``.grad`` are as they were. What else the losses change when
+        they are evaluated, such as running statistics and random states, is yours to restore. The callback does that.
 
         Args:
             surface: The losses.
@@ -132,7 +135,8 @@ class Teleporter:
         """
         attempt = _Attempt(self, surface, modules, learning_rate, on_stage)
         try:
-            return attempt.run(start)
+            with torch.enable_grad():
+                return attempt.run(start)
         except BaseException:
             attempt.go_back()
             raise
@@ -190,7 +194,6 @@ class _Attempt:
         start = reached = _Place(point, grads, value)
         reason = ""
         for _ in range(self._teleporter.search.rounds):
-            surface.hold(self._position)
             place, reason = self._first_accepted(start, reached)
             if place is None:
                 if reached is not start:
@@ -231,8 +234,6 @@ class _Attempt:
 
         candidates = self._teleporter.search.candidates(context)
         for _ in candidates:
-            # A search may have written into the parameters without telling the surface.
-            surface.hold(None)
             point = surface.point_if(admit, reached.point, spare)
             if point is not None:
                 spare = point.gradients.matrix
@@ -252,13 +253,11 @@ class _Attempt:
 
     def _accept(self, candidates: Iterator[None]) -> None:
         """Stay where the surface is, even if the search moves it when it is stopped."""
-        surface, moves = self._surface, self._surface.moves
         first = self._position is self._origin
-        self._position = surface.position(out=None if first else self._position)
+        self._position = self._surface.position(out=None if first else self._position)
         if isinstance(candidates, Generator):
             candidates.close()
-        if surface.moves != moves:
-            surface.move_to(self._position)
+            self._surface.move_to(self._position)
 
     def _refused(self, point: Point, reason: str) -> Outcome:
         self.go_back()

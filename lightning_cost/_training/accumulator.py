@@ -64,6 +64,7 @@ class Accumulator:
         shared: The shared parameters.
         losses: Task losses of the first micro-batch.
         gradients: The completed task gradients; ``None`` before, and while more are added.
+        whole: Whether every micro-batch was added in full. An exception may have ended one in between.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Accumulator:
         self.shared = list(shared)
         self.losses: list[float] = []
         self.gradients: TaskGradients | None = None
+        self.whole = False
         self._expected = expected
         self._numerics = numerics
         self._spare = spare
@@ -111,6 +113,7 @@ class Accumulator:
             RuntimeError: If the graph of a task reaches no shared parameter.
         """
         # Rows and `.grad` belong together. If `.grad` was cleared, the rows are from a step that was interrupted.
+        self.gradients, self.whole = None, False
         cleared = all(parameter.grad is None for parameter in self.shared)
         first = cleared or self._matrix is None
         if first:
@@ -135,8 +138,8 @@ class Accumulator:
                     row.mul_(1 / loss_scale)
             else:
                 accumulate(gradients, self.shared, row, 1 / loss_scale)
-        self.gradients = None
         backward()
+        self.whole = True
         return passes
 
     def complete(self, average: bool = True) -> TaskGradients:

@@ -1,4 +1,4 @@
-"""What a module keeps across optimizer steps, and what it does in each of Lightning's hooks."""
+"""What a module does in each of Lightning's hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_cost._lightning.checks import (
     allow_repeated_backward,
@@ -25,7 +24,7 @@ from lightning_cost._lightning.checks import (
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch, preserved
 from lightning_cost._lightning.rng import RngState
-from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
+from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import (
     Numerics,
     Scalarization,
@@ -34,8 +33,9 @@ from lightning_cost._training.evaluate import (
     mean_losses,
     values_of,
 )
+from lightning_cost._training.kept import Kept
 from lightning_cost._training.method import Method, check_method, make_method, write_gradient
-from lightning_cost._training.method_state import MethodSnapshot, MethodState, changed_without_backward
+from lightning_cost._training.method_state import MethodSnapshot, changed_without_backward
 from lightning_cost._training.shared import shared_parameters
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
@@ -44,44 +44,29 @@ __all__: list[str] = []
 
 
 class Engine:
-    """Trains one module. :class:`~lightning_cost.mixin.MultiTaskMixin` calls it from Lightning's hooks.
+    """Trains one module. :class:`~lightning_cost.mixin.MultiTaskMixin` makes one wherever Lightning calls a hook.
 
     Args:
-        module: The module.
-
-    Attributes:
-        names: The tasks, in the order of the first step; empty before it.
-        replaying: Whether ``task_losses`` is being evaluated again.
-        ignored_by_ddp: Names that DDP shall ignore, as the module's user has set them.
+        module: The module, which holds what is kept from hook to hook.
     """
 
     def __init__(self, module: LightningModule) -> None:
-        self.names: tuple[str, ...] = ()
-        self.replaying = False
-        self.ignored_by_ddp: tuple[str, ...] = ()
+        kept: Any = module._multi_task
         self._module: Any = module
-        self._expected = ExpectedNorms()
-        self._method = Method()
-        self._method_state = MethodState()
-        self._matrix: Tensor | None = None
-        self._hook: RemovableHandle | None = None
-        self._step: Step | None = None
-        self._coming = Step()
-        self._gradients: TaskGradients | None = None
-        self._comparison: tuple[list[RecordedBatch], Tensor] | None = None
+        self._kept: Kept = kept
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
-        left_out = dict.fromkeys(("_step", "_gradients", "_comparison", "_matrix", "_hook"))
-        return {**self.__dict__, **left_out, "_coming": Step()}
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, in the order of the first step; empty before it."""
+        return self._kept.names
 
     @property
     def method(self) -> Method:
         """How the module's ``mtl_method`` is used."""
         wrapped = getattr(self._module, "mtl_method", None)
-        if self._method.wrapped is not wrapped:
-            self._method = make_method(wrapped)
-        return self._method
+        if self._kept.method.wrapped is not wrapped:
+            self._kept.method = make_method(wrapped)
+        return self._kept.method
 
     @property
     def numerics(self) -> Numerics:
@@ -97,12 +82,12 @@ class Engine:
     @property
     def step(self) -> Step | None:
         """The optimizer step under way; ``None`` outside of one."""
-        return self._step
+        return self._kept.step
 
     @property
     def gradients(self) -> TaskGradients | None:
         """The task gradients of the step under way, or else of the last one; ``None`` if it did not need them."""
-        return self._gradients if self._step is None else self._step.gradients
+        return self._kept.gradients if self._kept.step is None else self._kept.step.gradients
 
     def request(self, batches: bool = False) -> None:
         """Compute task gradients in the optimizer step that the current or the next training batch belongs to.
@@ -111,8 +96,9 @@ class Engine:
             batches: Whether to record its batches as well.
         """
         allow_repeated_backward()
-        under_way = self._step is not None and self._step.window == self.window
-        step = self._step if under_way and self._step is not None else self._coming
+        step = self._kept.step
+        if step is None or self._trainer is None or step.window != self.window:
+            step = self._kept.coming
         step.wants_gradients = True
         step.wants_batches |= batches
 
@@ -124,7 +110,7 @@ class Engine:
         """
         module, method = self._module, self.method
         # An earlier fit may have ended in the middle of a step.
-        self._step, self._coming, self._gradients = None, Step(), None
+        self._kept.step, self._kept.coming, self._kept.gradients = None, Step(), None
         if module.reduce_dtype is not None and not getattr(module.reduce_dtype, "is_floating_point", False):
             raise MisconfigurationException(
                 f"`reduce_dtype` of {type(module).__name__} must be a floating torch.dtype such as torch.bfloat16, or"
@@ -140,14 +126,15 @@ class Engine:
         wrapped = method.wrapped
         if wrapped is not None:
             check_method(wrapped, module)
-        self._method_state.start(wrapped, module.device, method.end_epoch)
+        self._kept.method_state.start(wrapped, module.device, method.end_epoch)
         if method.compares_losses:
             check_strategy(module.trainer)
-            self._hook = check_optimizer(module).register_step_post_hook(self._after_optimizer_step)
+            self._kept.hook = check_optimizer(module).register_step_post_hook(self._after_optimizer_step)
 
     def end_fit(self) -> None:
         """Leave the optimizer as it was, and hold no batches."""
-        self._step, self._coming, self._comparison = None, Step(), None
+        self._kept.gradients = self.gradients
+        self._kept.step, self._kept.coming, self._kept.comparison = None, Step(), None
         self._remove_hook()
 
     def training_step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -183,11 +170,11 @@ class Engine:
             loss: What Lightning differentiates.
             backward: Runs the ordinary backward pass.
         """
-        step = self._step
+        step = self._kept.step
         pending = None if step is None else step.pending
         if step is not None:
             step.pending = None
-        wanted = self._coming.wants_gradients if step is None else step.wants_gradients
+        wanted = self._kept.coming.wants_gradients if step is None else step.wants_gradients
         if not (wanted or self.method.aggregates):
             backward()
         elif step is None or pending is None:
@@ -203,23 +190,23 @@ class Engine:
 
     def before_optimizer_step(self) -> None:
         """Aggregate the task gradients into ``.grad`` of the shared parameters. The step is over."""
-        step, method, ranks = self._step, self.method, Ranks.of(self._module)
+        step, method, ranks = self._kept.step, self.method, Ranks.of(self._module)
         if step is None:
             return
         gradients = step.gradients
         # Only a gradient scaler lets gradients pass that are not finite. It is going to skip the step.
         if gradients is not None and step.accumulator is not None and gradients.is_finite:
             losses = step.accumulator.losses if step.moved is None else step.moved[1].tolist()
-            self._expected.learn(gradients, losses)
+            self._kept.expected.learn(gradients, losses)
             if method.aggregates:
                 shared = step.accumulator.shared
                 write_gradient(method.aggregate(gradients, shared, ranks), shared)
         if method.compares_losses and step.batches:
             moved = step.moved is not None
-            self._comparison = step.batches, self._evaluate_again(step.batches) if moved else step.losses(ranks)
+            self._kept.comparison = step.batches, self._evaluate_again(step.batches) if moved else step.losses(ranks)
         if gradients is not None:
-            self._matrix = gradients.matrix
-        self._gradients, self._step = gradients, None
+            self._kept.matrix = gradients.matrix
+        self._kept.gradients, self._kept.step = gradients, None
 
     def move_to(self, gradients: TaskGradients, losses: Tensor) -> Tensor:
         """Go on with this optimizer step from the point that a teleport moved to.
@@ -231,7 +218,7 @@ class Engine:
         Returns:
             A matrix whose memory is free: that of the task gradients before.
         """
-        step = self._step
+        step = self._kept.step
         assert step is not None
         left = step.gradients
         assert left is not None
@@ -243,7 +230,7 @@ class Engine:
         losses = check_losses(self._module.task_losses(batch, batch_idx), self.names or None)
         if self.names:
             return losses
-        self.names = self._common_names(tuple(losses))
+        self._kept.names = self._common_names(tuple(losses))
         return {name: losses[name] for name in self.names}
 
     def replay(self, record: RecordedBatch) -> dict[str, Tensor]:
@@ -261,7 +248,7 @@ class Engine:
     def without_trace(self) -> Iterator[None]:
         """Restore on exit what evaluations change, the method's memory included. Gradients and parameters are kept."""
         method = MethodSnapshot(self.method.wrapped)
-        self.replaying = True
+        self._kept.replaying = True
         try:
             with preserved(self._module):
                 try:
@@ -269,16 +256,19 @@ class Engine:
                 finally:
                     method.restore()
         finally:
-            self.replaying = False
+            self._kept.replaying = False
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs for a resumed run to do, and to round, what an uninterrupted one does."""
-        return {"rates": dict(self._expected.rates), "method": self._method_state.state_dict(self.method.wrapped)}
+        return {
+            "rates": dict(self._kept.expected.rates),
+            "method": self._kept.method_state.state_dict(self.method.wrapped),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load :meth:`state_dict`."""
-        self._expected.rates = dict(state.get("rates", {}))
-        self._method_state.load_state_dict(state.get("method", {}))
+        self._kept.expected.rates = dict(state.get("rates", {}))
+        self._kept.method_state.load_state_dict(state.get("method", {}))
 
     def changed_by_method(self) -> list[str]:
         """Names of the parameters and buffers that DDP must leave to the method. It would wait for their gradients."""
@@ -292,7 +282,7 @@ class Engine:
 
     def _begin_batch(self) -> Step:
         trainer, method, window = self._module.trainer, self.method, self.window
-        step = self._step
+        step = self._kept.step
         # A hook may end an epoch in the middle of a window of micro-batches. No optimizer step follows.
         if step is None or step.window != window:
             if step is not None and step.global_step is not None and trainer.global_step > step.global_step:
@@ -300,10 +290,10 @@ class Engine:
                     f"{type(self._module).__name__}.on_before_optimizer_step did not call"
                     " `super().on_before_optimizer_step(optimizer)`, so the task gradients were never aggregated."
                 )
-            step = self._step = self._coming
-            self._coming, step.window = Step(), window
-        self._method_state.load_pending(method.wrapped, self._module.device)
-        self._method_state.enter_epoch(trainer.current_epoch, method.end_epoch)
+            step = self._kept.step = self._kept.coming
+            self._kept.coming, step.window = Step(), window
+        self._kept.method_state.load_pending(method.wrapped, self._module.device)
+        self._kept.method_state.enter_epoch(trainer.current_epoch, method.end_epoch)
         step.wants_batches |= method.compares_losses
         return step
 
@@ -317,7 +307,7 @@ class Engine:
         numerics = self.numerics
         self._check_returned_loss(loss, pending.scalarization.total, numerics.loss_scale)
         if step.accumulator is None:
-            step.accumulator = Accumulator(shared_parameters(module), self._expected, numerics, self._matrix)
+            step.accumulator = Accumulator(shared_parameters(module), self._kept.expected, numerics, self._kept.matrix)
         # A communication hook may compress `.grad` on its way. Then the other rows do not sum up to it.
         exact = not getattr(trainer.strategy.model, "_comm_hooks", ())
         step.accumulator.add(
@@ -357,11 +347,11 @@ class Engine:
             check_finite(dict(zip(gradients.names, gradients.norms.tolist(), strict=True)), "The gradient")
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        method, comparison = self.method, self._comparison
-        self._comparison = None
+        method, comparison = self.method, self._kept.comparison
+        self._kept.comparison = None
         if not method.compares_losses:
             return
-        if self._step is not None and self._step.batches:
+        if self._kept.step is not None and self._kept.step.batches:
             raise MisconfigurationException(
                 f"{type(self._module).__name__}.on_before_optimizer_step did not call"
                 f" `super().on_before_optimizer_step(optimizer)`, so {type(method.wrapped).__name__} cannot learn its"
@@ -386,13 +376,6 @@ class Engine:
         return common
 
     def _remove_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-
-def engine_of(module: LightningModule) -> Engine:
-    """The engine of a module that subclasses ``MultiTaskMixin``."""
-    engine: Any = module._multi_task
-    assert isinstance(engine, Engine)
-    return engine
+        if self._kept.hook is not None:
+            self._kept.hook.remove()
+            self._kept.hook = None

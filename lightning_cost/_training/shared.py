@@ -14,6 +14,23 @@ from torch.nn import Parameter
 __all__: list[str] = []
 
 
+def check_task_losses(module: LightningModule, mixin: type) -> None:
+    """Refuse a module in which nobody but the mixin has written ``task_losses``.
+
+    Raises:
+        MisconfigurationException: If nobody has, or if it cannot be called.
+    """
+    places = [vars(module), *(vars(base) for base in type(module).__mro__ if base is not mixin)]
+    found = next((place["task_losses"] for place in places if "task_losses" in place), None)
+    if not callable(getattr(found, "__func__", getattr(found, "fget", found))):
+        raise MisconfigurationException(missing_task_losses(module))
+
+
+def missing_task_losses(module: LightningModule) -> str:
+    """The error for a module without ``task_losses``."""
+    return f"{type(module).__name__} must implement `task_losses(self, batch, batch_idx)`: a scalar loss for each task."
+
+
 def check_names(module: LightningModule, names: Sequence[str]) -> None:
     """Refuse submodules, parameters and buffers with names of the mixin, which would hide them.
 

@@ -62,10 +62,10 @@ class Step:
         """The task gradients of the step, those of the micro-batches so far; ``None`` if nobody needs them."""
         if self.moved is not None:
             return self.moved[0]
-        if self.accumulator is not None and self.accumulator.gradients is None:
-            # Between micro-batches, or if `training_step` skipped the last one: rows of this process alone.
-            return self.accumulator.complete(average=False)
-        return None if self.accumulator is None else self.accumulator.gradients
+        if self.accumulator is None or not self.accumulator.whole:
+            return None
+        # Between micro-batches, or if `training_step` skipped the last one: rows of this process alone.
+        return self.accumulator.gradients or self.accumulator.complete(average=False)
 
     def losses(self, ranks: Ranks) -> Tensor:
         """The task losses of the recorded batches, averaged over them and over the processes, shape ``(K,)``."""

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lightning_cost._arguments import check_integer, check_targets
 from lightning_cost._vectors import views
 
 __all__: list[str] = []
@@ -230,6 +231,12 @@ def check_config(config: object) -> PeftConfig:
         )
     if getattr(config, "use_dora", False):
         raise ValueError("`adapter` must not use DoRA, whose change of the weights is not a plain sum: use_dora=False.")
+    check_integer("adapter.r", getattr(config, "r", 1), 1)
+    for name in ("target_modules", "exclude_modules"):
+        check_targets(f"adapter.{name}", getattr(config, name, None) or None)
+    for name in ("loftq_config", "alora_invocation_tokens", "use_qalora"):
+        if getattr(config, name, None):
+            raise ValueError(f"`adapter` must be a plain LoRA; got {name}={getattr(config, name)!r}. Leave it unset.")
     for name in ("rank_pattern", "alpha_pattern"):
         if getattr(config, name, None):
             raise ValueError(

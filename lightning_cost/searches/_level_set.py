@@ -10,7 +10,14 @@ from torch import nn
 from torch.nn import Parameter
 from typing_extensions import override
 
-from lightning_cost._arguments import check_between, check_effect, check_integer, check_positive
+from lightning_cost._arguments import (
+    check_between,
+    check_bool,
+    check_effect,
+    check_integer,
+    check_positive,
+    check_targets,
+)
 from lightning_cost._vectors import norm_of
 from lightning_cost.invariance import LevelSet, drift
 from lightning_cost.searches._adapters import is_target, low_rank, matrix_parameters
@@ -57,12 +64,8 @@ class LevelSetSearch(Search):
         shrink: float = 0.4,
     ) -> None:
         check_integer("rank", rank, 1)
-        names = [] if target_modules is None or isinstance(target_modules, str) else list(target_modules)
-        if not all(isinstance(name, str) for name in names) or target_modules in ("", [], ()):
-            raise ValueError(
-                f"`target_modules` must be a list of names, a regular expression, or None for all; got"
-                f" {target_modules!r}."
-            )
+        check_targets("target_modules", target_modules)
+        check_bool("full_rank", full_rank)
         if full_rank:
             check_effect("rank", rank, 5, "with `full_rank=True`")
             check_effect("target_modules", target_modules, None, "with `full_rank=True`")
@@ -73,7 +76,9 @@ class LevelSetSearch(Search):
         if backtracks == 0:
             check_effect("shrink", shrink, 0.4, "with `backtracks=0`")
         self.rank = rank
-        self.target_modules = target_modules if isinstance(target_modules, str) else names or None
+        self.target_modules = (
+            target_modules if target_modules is None or isinstance(target_modules, str) else list(target_modules)
+        )
         self._targets = None if self.target_modules is None else LoraConfig(target_modules=self.target_modules)
         self.full_rank = full_rank
         self.size = size
@@ -85,6 +90,7 @@ class LevelSetSearch(Search):
     def candidates(self, context: SearchContext) -> Iterator[None]:
         surface, start = context.surface, context.start
         level_set = LevelSet(start.gradients, context.invariance)
+        surface.hold(context.origin)
         value, gradient = context.objective.value_and_gradient(surface, start)
         tangent = step = level_set.tangent(gradient)
         # If the objective changes only together with the held losses, what is left is rounding, and no direction.
@@ -92,7 +98,7 @@ class LevelSetSearch(Search):
             return
         scale = surface.norm()
         if not self.full_rank:
-            targets = matrix_parameters(context.modules, surface.shared, self.is_target)
+            targets = self.reach(context.modules, surface.shared)
             step = low_rank(step, surface.shared, targets, self.rank)
             scale = norm_of(targets)
         length = step.norm()

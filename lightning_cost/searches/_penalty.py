@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from typing_extensions import override
 
-from lightning_cost._arguments import check_between, check_effect, check_integer, check_not_negative, check_positive
+from lightning_cost._arguments import (
+    check_between,
+    check_bool,
+    check_effect,
+    check_integer,
+    check_not_negative,
+    check_positive,
+)
 from lightning_cost._vectors import combine
 from lightning_cost.invariance import loss_fluctuation, loss_fluctuation_weights
 from lightning_cost.searches._adapters import (
@@ -66,6 +73,7 @@ class PenaltySearch(Search):
             check_positive("lr", lr)
         check_not_negative("gamma", gamma)
         check_not_negative("invariance_weight", invariance_weight)
+        check_bool("relative", relative)
         if invariance_weight == 0:
             check_effect("relative", relative, True, "with `invariance_weight=0`")
         check_integer("backtracks", backtracks, 0)

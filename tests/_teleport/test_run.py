@@ -311,3 +311,46 @@ def test_trajectory_similarity_is_the_cosine(move: list[float], gradient: list[f
     for dtype in (torch.float32, torch.float64):
         found = trajectory_similarity(torch.tensor(move, dtype=dtype), torch.tensor(gradient, dtype=dtype))
         assert math.isclose(found, sigma, rel_tol=1e-6, abs_tol=1e-12)
+
+
+class Restoring(LevelSetSearch):
+    """Puts the parameters back by itself when it is stopped, behind the back of the surface."""
+
+    def candidates(self, context: SearchContext) -> Iterator[None]:
+        surface = context.surface
+        origin = surface.position()
+        try:
+            surface.move_by(surface.standard_normal(), 1e-3)
+            yield
+        finally:
+            torch.nn.utils.vector_to_parameters(origin, surface.shared)
+
+
+class Displacing(LevelSetSearch):
+    """Moves behind the back of the surface, and then evaluates losses elsewhere."""
+
+    def candidates(self, context: SearchContext) -> Iterator[None]:
+        surface = context.surface
+        torch.nn.utils.vector_to_parameters(surface.position() + 1e-3, surface.shared)
+        with surface.displaced(torch.ones(surface.num_parameters, dtype=torch.float64)):
+            surface.losses()
+        yield
+
+
+@pytest.mark.parametrize("search", [Restoring(), Displacing()], ids=["restoring", "displacing"])
+def test_an_accepted_point_stays_whatever_the_search_does(search: Any) -> None:
+    module = Plain()
+    surface = module.surface()
+    before = state(module)
+    outcome = Teleporter(RandomDirection(), search, tolerance=None).run(surface, {"backbone": module.backbone})
+    assert outcome.accepted
+    assert not torch.equal(module.backbone[0].weight, before[0])
+    torch.testing.assert_close(surface.losses(), outcome.end.losses, rtol=0, atol=0)
+
+
+def test_a_teleport_needs_no_enabled_gradients_and_finds_its_modules() -> None:
+    module = Plain()
+    with torch.no_grad():
+        assert Teleporter().run(module.surface(), {"backbone": module.backbone}).accepted
+    with pytest.raises(ValueError, match="reaches no weight"):
+        Teleporter().run(module.surface(), {})

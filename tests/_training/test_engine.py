@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchjd import scalarization
 from torchjd.aggregation import UPGrad
 
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from tests.support.nets import TASKS, Net, PlainNet, assert_same_parameters, fit, make_batches
 from tests.support.teleporting import never, teleporter
 
@@ -86,7 +86,7 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
     class Validated(Net):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if batch_idx < 4:
-                engine_of(self).request(batches=True)
+                Engine(self).request(batches=True)
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             return self.training_step(batch, batch_idx)
@@ -95,8 +95,8 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
             return DataLoader(make_batches(2, seed=1), batch_size=None)
 
         def on_before_optimizer_step(self, optimizer: Any) -> None:
-            recorded.append([record.batch_idx for record in engine_of(self).step.batches])
-            values.extend(record.losses for record in engine_of(self).step.batches)
+            recorded.append([record.batch_idx for record in Engine(self).step.batches])
+            values.extend(record.losses for record in Engine(self).step.batches)
             super().on_before_optimizer_step(optimizer)
 
     recorded, values, batches = [], [], make_batches(8)
@@ -129,7 +129,7 @@ def test_an_interrupted_step_does_not_reach_into_the_next_fit() -> None:
     windows: list[int] = []
 
     def trigger(gradients: Any) -> bool:
-        windows.append(len(engine_of(module).step.batches))
+        windows.append(len(Engine(module).step.batches))
         if len(windows) == 2:
             raise RuntimeError("interrupted")
         return True
@@ -203,7 +203,7 @@ class EndsEpochsEarly(Net):
     """After five batches, in the middle of a window of four."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
-        engine_of(self).request(batches=True)
+        Engine(self).request(batches=True)
         return -1 if batch_idx == 5 else None
 
 
@@ -212,7 +212,7 @@ class Windows(L.Callback):
         self.seen = []
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.seen.append([record.batch_idx for record in engine_of(pl_module).step.batches])
+        self.seen.append([record.batch_idx for record in Engine(pl_module).step.batches])
 
 
 def test_an_abandoned_window_does_not_leak_into_the_next() -> None:

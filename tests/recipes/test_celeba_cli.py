@@ -9,7 +9,7 @@ import yaml
 from torchjd.aggregation import CAGrad, FairGrad, NashMTL
 
 from lightning_cost import SymmetryTeleportCallback
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from recipes.celeba.__main__ import main
 from recipes.celeba.attributes import ATTRIBUTES
 from recipes.scenes.writers import write_celeba
@@ -83,7 +83,7 @@ def test_a_configuration_is_the_protocol(name):
 def check(cli, name, folder, steps):
     assert cli.trainer.global_step == steps
     assert type(cli.model.mtl_method) is METHODS[name]
-    assert engine_of(cli.model).names == ATTRIBUTES
+    assert Engine(cli.model).names == ATTRIBUTES
     assert (teleporter(cli) is not None) == (name in {"paper", "fairgrad_cost"})
     assert {"metrics.csv", "config.yaml"} <= {path.name for path in (folder / "celeba" / name / "version_0").iterdir()}
     assert list((folder / "tensorboard" / "celeba" / name / "version_0").glob("events.*"))

@@ -158,6 +158,7 @@ def test_several_shared_modules_are_told_apart_by_name() -> None:
         (LoraConfig(target_parameters=["0.weight"]), r"must only add .* got target_parameters=\['0.weight'\]"),
         (LoraConfig(trainable_token_indices=[1]), r"must only add .* got trainable_token_indices=\[1\]"),
         (LoraConfig(layer_replication=[(0, 1)]), r"must only add .* got layer_replication=\[\(0, 1\)\]"),
+        (LoraConfig(use_qalora=True), r"must be a plain LoRA; got use_qalora=True"),
         (LoraConfig(layers_to_transform=[0]), r"needs `target_modules`.*layers_to_transform=\[0\]"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

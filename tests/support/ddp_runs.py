@@ -18,7 +18,7 @@ from torch.distributed.nn.functional import all_reduce
 from torchjd.aggregation import UPGrad
 
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from lightning_cost.objectives import ConflictAlignment, RandomDirection
 from lightning_cost.surface import Point, Surface
 from tests.support.nets import Batch, Net, fit, make_batches, make_mlp, make_trainer
@@ -97,7 +97,7 @@ def train(rank: int, run: Run, size: int = 2, ckpt_path: Any = None) -> dict[str
         "parameters": {name: value.detach() for name, value in module.named_parameters()},
         "buffers": dict(module.named_buffers()),
         "reports": [{**asdict(report), "seconds": None, "trace": None} for report in reports],
-        "rates": engine_of(module).state_dict()["rates"],
+        "rates": Engine(module).state_dict()["rates"],
         "steps": trainer.global_step,
     }
 

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from lightning_cost import MultiTaskMixin, TaskGradients
 from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._lightning.rng import RngState
-from lightning_cost._training.engine import engine_of
+from lightning_cost._training.engine import Engine
 from lightning_cost._training.evaluate import values_of
 from lightning_cost._training.shared import shared_modules, shared_parameters
 from lightning_cost.objectives import Objective
@@ -108,13 +108,13 @@ def _trainer_of_precision(precision: str) -> Trainer:
 
 def record(module: MultiTaskMixin, batch: Any, batch_idx: int = 0) -> RecordedBatch:
     rng = RngState.capture()
-    return RecordedBatch(batch, batch_idx, rng, values_of(engine_of(module).evaluate(batch, batch_idx)))
+    return RecordedBatch(batch, batch_idx, rng, values_of(Engine(module).evaluate(batch, batch_idx)))
 
 
 def surface_of(module: MultiTaskMixin, *batches: Any, seed: int = 0, precision: str = "32-true") -> Surface:
     """The surface of a module that is attached to a Trainer, as the callback makes it."""
     module.trainer = _trainer_of_precision(precision)
-    engine = engine_of(module)
+    engine = Engine(module)
     return Surface(
         [functools.partial(engine.replay, record(module, batch)) for batch in batches],
         shared_parameters(module),
@@ -167,6 +167,7 @@ def context_of(surface: Surface, module: Problem, objective: Objective, **kwargs
     defaults: dict[str, Any] = {
         "surface": surface,
         "start": start,
+        "origin": surface.position(),
         "objective": objective,
         "invariance": "per_task",
         "modules": shared_modules(module),

@@ -1,0 +1,58 @@
+"""What a module keeps from hook to hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_cost._lightning.recording import RecordedBatch
+from lightning_cost._training.accumulator import ExpectedNorms
+from lightning_cost._training.method import Method
+from lightning_cost._training.method_state import MethodState
+from lightning_cost._training.step import Step
+from lightning_cost.gradients import TaskGradients
+
+__all__: list[str] = []
+
+
+@dataclass(eq=False)
+class Kept:
+    """What a module keeps from hook to hook, in the one attribute that it has for the library.
+
+    It does not refer to the module, so that the module is freed as soon as nobody needs it.
+
+    Attributes:
+        names: The tasks, in the order of the first step; empty before it.
+        replaying: Whether ``task_losses`` is being evaluated again.
+        ignored_by_ddp: Names that DDP shall ignore, as the module's user has set them.
+        expected: What is known of the norms of the task gradients.
+        method: How ``mtl_method`` is used.
+        method_state: Its state across epochs, fits and checkpoints.
+        step: The optimizer step under way; ``None`` outside of one.
+        coming: The step after it, which collects requests.
+        gradients: The task gradients of the last step.
+        comparison: For a method that compares losses: the batches, and their losses before the optimizer step.
+        matrix: A matrix of task gradients whose memory the next step may reuse.
+        hook: The hook in the optimizer.
+    """
+
+    names: tuple[str, ...] = ()
+    replaying: bool = False
+    ignored_by_ddp: tuple[str, ...] = ()
+    expected: ExpectedNorms = field(default_factory=ExpectedNorms)
+    method: Method = field(default_factory=Method)
+    method_state: MethodState = field(default_factory=MethodState)
+    step: Step | None = None
+    coming: Step = field(default_factory=Step)
+    gradients: TaskGradients | None = None
+    comparison: tuple[list[RecordedBatch], Tensor] | None = None
+    matrix: Tensor | None = None
+    hook: RemovableHandle | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
+        left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook"))
+        return {**self.__dict__, **left_out, "coming": Step(), "replaying": False}
