@@ -23,7 +23,7 @@ from lightning_cost._lightning.checks import (
     check_strategy,
     gradient_scaler,
 )
-from lightning_cost._teleport.fit import FitTeleports, check_reach
+from lightning_cost._teleport.fit import UNREPEATABLE, FitTeleports, Unrepeatable, check_reach
 from lightning_cost._teleport.optimizer_state import History, HistoryReuse
 from lightning_cost._teleport.report import EpochCounts, TeleportReport, without_traces
 from lightning_cost._teleport.run import Teleporter
@@ -77,6 +77,9 @@ class SymmetryTeleportCallback(Callback):
         invariance: What the tolerance holds for: the loss of each task (``"per_task"``) or their ``"mean"``.
         history: What the optimizer keeps of its history: ``"keep"`` all, ``"paper"`` as much as Eq. 12 and 13 say,
             ``"momentum"`` the same but only for the first moment, ``"reset"`` nothing.
+        unrepeatable: What to do where ``task_losses`` does not return the same losses again: ``"raise"`` an error, or
+            ``"skip"`` the teleport with a warning. It is looked at in the first teleport and now and then, at the price
+            of a forward pass.
         seed: Seed of the random numbers of the search. Those of the training loop are never touched.
         check_ranks: Whether to compare the shared parameters of all DDP processes after each teleport, by their
             checksums, and to stop if they differ. It costs next to nothing.
@@ -115,6 +118,7 @@ class SymmetryTeleportCallback(Callback):
         tolerance: float | None = 0.02,
         invariance: Invariance = "per_task",
         history: History = "keep",
+        unrepeatable: Unrepeatable = "raise",
         seed: int = 0,
         check_ranks: bool = True,
     ) -> None:
@@ -127,10 +131,12 @@ class SymmetryTeleportCallback(Callback):
             check_choice("search", search, _SEARCHES, "a Search")
         if isinstance(trigger, type):
             raise ValueError(f"`trigger` must be a function of TaskGradients, not a class; got {trigger!r}.")
+        check_choice("unrepeatable", unrepeatable, UNREPEATABLE)
         check_integer("seed", seed)
         check_bool("check_ranks", check_ranks)
         self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
+        self.unrepeatable: Unrepeatable = unrepeatable
         self.check_ranks = check_ranks
         self.reports: list[TeleportReport] = []
         self._teleporter = Teleporter(
@@ -180,6 +186,7 @@ class SymmetryTeleportCallback(Callback):
             "tolerance": self._teleporter.tolerance,
             "invariance": self._teleporter.invariance,
             "history": self._history.mode,
+            "unrepeatable": self.unrepeatable,
             "seed": self._seed,
             "check_ranks": self.check_ranks,
         }
@@ -236,7 +243,13 @@ class SymmetryTeleportCallback(Callback):
         allow_repeated_backward()
         self._end_fit()
         self._fit = FitTeleports(
-            self._teleporter, self._history, optimizer, pl_module, self._generator, self.check_ranks
+            self._teleporter,
+            self._history,
+            optimizer,
+            pl_module,
+            self._generator,
+            self.check_ranks,
+            self.unrepeatable,
         )
 
     @override
@@ -293,8 +306,11 @@ class SymmetryTeleportCallback(Callback):
             gradients.is_finite and grads_are_finite(pl_module.parameters())
         ):
             return  # The scaler is going to skip this step.
+        self._check_edits(pl_module)
         self._epoch.checks += 1
-        if not self._fit.ranks.decide(self.trigger(gradients)):
+        found = gradients.with_gradient
+        # A single task conflicts with none.
+        if len(found.names) < 2 or not self._fit.ranks.decide(self.trigger(found)):
             return
         self._epoch.conflicts += 1
         self._epoch.tried += 1
@@ -335,6 +351,16 @@ class SymmetryTeleportCallback(Callback):
         self.reports = [TeleportReport(**report) for report in state_dict["reports"]]
         self._epoch = EpochCounts(**state_dict["epoch"])
         self._generator.set_state(state_dict["generator"].cpu())
+
+    def _check_edits(self, module: MultiTaskMixin) -> None:
+        edited = Engine(module).edited_parameter()
+        if edited is not None:
+            raise MisconfigurationException(
+                f"`.grad` of `{edited}` was edited after the backward pass, and before {type(self).__name__} looks at"
+                " it. A teleport computes `.grad` anew, so the edit would be lost. Edit gradients in"
+                " `on_before_optimizer_step`: of the module, after `super()`, or of a callback that comes after this"
+                " one."
+            )
 
     def _check_reach(self, module: LightningModule) -> None:
         message = check_reach(self._teleporter.search, module)

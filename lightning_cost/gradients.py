@@ -26,9 +26,10 @@ class TaskGradients:
     the aggregate of a conflict-free method.
 
     Args:
-        names: The :math:`K` task names.
+        names: The :math:`K` task names: the tasks that had a loss in this step.
         matrix: Tensor of shape :math:`(K, P)` with one row per task, in the order of ``names``. The columns are the
-            elements of the shared parameters, flattened and concatenated in the order of their registration.
+            elements of the shared parameters that the optimizer trains, flattened and concatenated in the order of
+            their registration.
 
     Example:
         >>> import torch
@@ -101,6 +102,20 @@ class TaskGradients:
     def is_finite(self) -> bool:
         """Whether the gradients of all tasks are finite."""
         return bool(torch.isfinite(self.gramian).all())
+
+    def select(self, names: Sequence[str]) -> TaskGradients:
+        """The gradients of some of the tasks; the object itself if these are all of them, in their order."""
+        if tuple(names) == self.names:
+            return self
+        return TaskGradients(names, self.matrix[[self.names.index(name) for name in names]])
+
+    @cached_property
+    def with_gradient(self) -> TaskGradients:
+        """The tasks whose gradient is not zero. A task without labels in a batch, for example, is left out.
+
+        Triggers get these tasks only, and aggregators combine these only. It may hold no task at all.
+        """
+        return self.select([name for name, norm in zip(self.names, self.norms.tolist(), strict=True) if norm != 0])
 
     def clone(self) -> TaskGradients:
         """A copy that later steps do not overwrite."""

@@ -32,10 +32,13 @@ class MultiTaskMixin(LightningModule):
 
     ``mtl_method`` decides what the shared parameters are updated with:
 
-    - ``None``: the gradient of the mean of the losses (linear scalarization, LS).
+    - ``None``: the gradient of the mean of the losses (linear scalarization, LS). A task without a loss counts as zero.
     - a :class:`torchjd.scalarization.Scalarizer`: the gradient of its value.
     - a :class:`torchjd.aggregation.Aggregator`: its aggregation of the task gradients. All other parameters (the heads)
-      get the gradient of the sum of the losses.
+      get the gradient of the sum of the losses. Tasks without a gradient in a step are left out.
+
+    Shared parameters that the optimizer does not train now (frozen, in no parameter group, or in one with a learning
+    rate of 0) take no part. While none is trained, there are no task gradients.
 
     Methods that remember something from step to step (DWA, FAMO, Nash-MTL, ...) keep it in checkpoints, and in step on
     several processes. Methods that learn parameters (UW, IMTL-L) need them in the optimizer: pass it
@@ -49,7 +52,7 @@ class MultiTaskMixin(LightningModule):
 
     Attributes:
         shared_module: Name of the attribute that holds the shared module, or a sequence of names. Dotted paths reach
-            into submodules. All their parameters that require a gradient are shared.
+            into submodules. All their parameters that the optimizer trains are shared.
         mtl_method: The multi-task method. Set it in ``__init__`` after ``super().__init__()``.
         reduce_dtype: Type in which DDP sends the task gradients, such as ``torch.bfloat16``; ``None`` for their own.
 
@@ -88,16 +91,23 @@ class MultiTaskMixin(LightningModule):
     def task_losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
         """Compute the loss of every task on a batch. This is what you write, here or in a later base class.
 
-        It runs once per training batch. While a teleport searches, it runs again on the same batch. These further calls
-        leave no trace in buffers, metrics, random numbers, ``self.log`` and the state of ``mtl_method``. Guard other
-        side effects, such as appending to a list or counting, by ``if not self.replaying``.
+        It runs once per training batch. While a teleport searches, and for FAMO, it runs again on the same batch. It
+        must be *repeatable*: with the same parameters it returns the same losses.
+
+        Each further call starts from what the first one saw: the batch with its containers (you may ``pop`` from
+        them), the global random numbers, and the buffers and attributes of all modules. Of attributes, this holds for
+        what they refer to, and for the content of tensors, arrays, lists, dictionaries, sets and random generators.
+        Afterwards all of it is as if there had been no further call, and ``self.log`` does nothing meanwhile. Anything
+        else is yours: do not let the losses depend on it, and guard side effects on it by ``if not self.replaying``. If
+        the losses do not come back, an error says so.
 
         Args:
             batch: The batch.
             batch_idx: Its index in the epoch.
 
         Returns:
-            Scalar losses by task name. The names must stay the same for a run. To weigh the tasks, weigh their losses.
+            Scalar losses by task name. For a task without labels in this batch, return ``None``. To weigh the tasks,
+            weigh their losses.
         """
         inherited = getattr(super(), "task_losses", None)
         if inherited is None:
@@ -145,23 +155,39 @@ class MultiTaskMixin(LightningModule):
         Engine(self).end_fit()
 
     @override
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute, check and log the task losses; returns their scalarization. See :meth:`task_losses`."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Compute, check and log the task losses. See :meth:`task_losses`.
+
+        Returns:
+            Their scalarization; ``None``, with which Lightning skips the batch, if no task has a loss.
+        """
         losses, total = Engine(self).training_step(batch, batch_idx)
-        if self._trainer is not None:
+        if self._trainer is not None and total is not None:
             self.log_dict({f"train/{name}_loss": loss.detach() for name, loss in losses.items()})
             self.log("train/loss", total.detach())
         return total
 
     @override
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as Lightning does, but not while :meth:`task_losses` is being evaluated again."""
+        if not self.replaying:
+            super().log(*args, **kwargs)
+
+    @override
+    def log_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Log as Lightning does, but not while :meth:`task_losses` is being evaluated again."""
+        if not self.replaying:
+            super().log_dict(*args, **kwargs)
+
+    @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute the task gradients if the step needs them, and run the ordinary backward pass."""
+        """Run the ordinary backward pass, and compute and aggregate the task gradients if the step needs them."""
         ordinary = super().backward
         Engine(self).backward(loss, lambda: ordinary(loss, *args, **kwargs))
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
+        """Learn from the step, which is over now."""
         Engine(self).before_optimizer_step()
         super().on_before_optimizer_step(optimizer)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cost._arguments import check_choice, check_effect, check_integer, check_positive
+from lightning_cost.gradients import TaskGradients
 from lightning_cost.surface import Point, Surface
 
 __all__ = [
@@ -95,7 +96,7 @@ class ConflictAlignment(Objective):
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
         """See :meth:`Objective.value_and_gradient`. Finite differences take two forward-backward passes per batch."""
         gradients = point.gradients
-        worst = int(gradients.cosines.argmin())
+        worst = _worst(gradients)
         mean, task = gradients.mean, gradients.matrix[worst]
         mean_norm, task_norm = mean.norm(), task.norm()
         if mean_norm == 0 or task_norm == 0:
@@ -119,7 +120,8 @@ class ConflictAlignment(Objective):
 
     def value(self, surface: Surface, point: Point) -> float:
         """The smallest cosine, in [-1, 1]."""
-        return float(point.gradients.cosines.min())
+        gradients = point.gradients
+        return float(gradients.cosines[_worst(gradients)])
 
     def __repr__(self) -> str:
         return f"ConflictAlignment(derivative={self.derivative!r}, epsilon={self.epsilon}, target={self.target})"
@@ -292,7 +294,7 @@ def balance_weights(norms: Tensor) -> Tensor:
     r"""The task weights :math:`R = K \cdot \mathrm{softmax}(\sum_j \|g_j\| / \|g_i\|)` (Eq. 10).
 
     They favor tasks with small gradients. They saturate early: if two norms differ by a factor of about 20, one task
-    has all the weight.
+    has all the weight. A task without gradient has the weight 0, and counts for neither the sum nor :math:`K`.
 
     Args:
         norms: Norms of the task gradients, shape ``(K,)``.
@@ -305,10 +307,17 @@ def balance_weights(norms: Tensor) -> Tensor:
         tensor([1., 1.])
     """
     wide = norms.detach().cpu().double()
-    ratios = wide.sum() / wide.clamp_min(torch.finfo(norms.dtype).tiny)
-    # A task without gradient has an infinite ratio, which would make the softmax NaN.
-    ratios = ratios.clamp_max(torch.finfo(ratios.dtype).max)
-    return (len(norms) * torch.softmax(ratios, dim=0)).to(norms.dtype)
+    there = wide != 0
+    # A quotient may overflow, and infinity would make the softmax NaN.
+    ratios = (wide.sum() / wide).clamp_max(torch.finfo(wide.dtype).max).masked_fill(~there, -math.inf)
+    if not bool(there.any()):
+        return torch.zeros_like(wide).to(norms.dtype)
+    return (int(there.sum()) * torch.softmax(ratios, dim=0)).to(norms.dtype)
+
+
+def _worst(gradients: TaskGradients) -> int:
+    """The task with the smallest cosine, among those that have a gradient."""
+    return int(gradients.cosines.masked_fill(gradients.norms == 0, math.inf).argmin())
 
 
 def _hessian_vector(surface: Surface, weights: Tensor, gradient: Tensor, vector: Tensor, epsilon: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from lightning_cost._training.evaluate import (
     check_losses,
     grads_are_finite,
     mean_losses,
+    present,
     values_of,
 )
 from lightning_cost._vectors import accumulate, assign, flatten, norm_of, num_elements, views, zeros_like_shared
@@ -63,7 +63,8 @@ class Surface:
 
     Args:
         batches: Functions without arguments that return the scalar task losses by name, with a graph; one per
-            micro-batch. The surface is their mean. A single function stands for a single batch.
+            micro-batch. The surface is their mean. A single function stands for a single batch. A loss may be missing
+            or ``None``: the task adds nothing in that batch.
         shared: The shared parameters.
         parameters: All parameters whose ``.grad`` :meth:`point` computes; ``None`` for the shared ones.
         scalarize: Turns the task losses into the scalar that ``.grad`` is the gradient of; ``None`` for their mean. If
@@ -71,6 +72,7 @@ class Surface:
             pass.
         generator: Source of random numbers, on the CPU; ``None`` for one seeded with 0.
         numerics: What a Trainer does to losses and gradients; ``None`` for nothing.
+        names: The tasks; ``None`` for those that the batches return at the first evaluation.
 
     Attributes:
         shared: The shared parameters.
@@ -101,6 +103,7 @@ class Surface:
         scalarize: Callable[[dict[str, Tensor]], Tensor | tuple[Tensor, float | None]] | None = None,
         generator: torch.Generator | None = None,
         numerics: Numerics | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self._batches = [batches] if callable(batches) else list(batches)
         self.shared = list(shared)
@@ -111,13 +114,14 @@ class Surface:
         if not all(parameter.requires_grad for parameter in self.shared):
             raise ValueError("`shared` must hold parameters that require a gradient; got a frozen one.")
         self._parameters = self.shared if parameters is None else list(parameters)
-        self._scalarize = _mean if scalarize is None else scalarize
+        self._scalarize = self._mean if scalarize is None else scalarize
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._numerics = Numerics() if numerics is None else numerics
         self.ranks = self._numerics.ranks
         self.forwards = 0
         self.backwards = 0
-        self._names: tuple[str, ...] | None = None
+        self._names = () if names is None else tuple(names)
+        self._strict = names is None
         self._held: Tensor | None = None
 
     @property
@@ -199,8 +203,8 @@ class Surface:
         Gradients stay enabled, because a loss function may differentiate something itself.
         """
         with self.ranks.fail_together():
-            values = [values_of(self._forward(batch)) for batch in self._batches]
-        return mean_losses(values, self.ranks)
+            seen = [self._forward(batch) for batch in self._batches]
+        return mean_losses([self._values(losses) for losses in seen], self.ranks)
 
     def gradient(self, weights: Tensor | Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The gradient of a weighted sum of the task losses: one forward and one backward pass per batch.
@@ -218,12 +222,11 @@ class Surface:
         with self.ranks.fail_together():
             for batch in self._batches:
                 by_task = self._forward(batch)
-                values = values_of(by_task)
+                values = self._values(by_task)
                 seen.append(values)
                 chosen = weights(values if losses is None else losses) if callable(weights) else weights
-                terms = [
-                    weight * loss for weight, loss in zip(chosen.tolist(), by_task.values(), strict=True) if weight != 0
-                ]
+                pairs = zip(chosen.tolist(), self._names, strict=True)
+                terms = [weight * by_task[name] for weight, name in pairs if weight != 0 and name in by_task]
                 if terms:
                     summed = torch.stack(terms).sum() * loss_scale
                     accumulate(torch.autograd.grad(summed, self.shared, allow_unused=True), self.shared, total)
@@ -244,10 +247,14 @@ class Surface:
         products, loss_scale = [zeros_like_shared(self.shared) for _ in vectors], self._numerics.loss_scale
         with self.ranks.fail_together():
             for batch in self._batches:
-                values = torch.stack(list(self._forward(batch).values())) * loss_scale
+                by_task = self._forward(batch)
                 for index, (weight, vector) in enumerate(zip(weights, vectors, strict=True)):
-                    loss = (weight.to(values) * values).sum()
-                    gradients = task_gradient("weighted sum", loss, self.shared, create_graph=True)
+                    pairs = zip(weight.tolist(), self._names, strict=True)
+                    terms = [share * by_task[name] for share, name in pairs if share != 0 and name in by_task]
+                    if not terms:
+                        continue
+                    loss = torch.stack(terms).sum() * loss_scale
+                    gradients = task_gradient(loss, self.shared, create_graph=True)
                     pieces = zip(gradients, views(vector, self.shared), strict=True)
                     curved = [(g * v).sum() for g, v in pieces if g is not None and g.requires_grad]
                     if curved:
@@ -281,31 +288,41 @@ class Surface:
         single = len(self._batches) == 1
         if not single and not admit(self.losses()):
             return None
-        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         self.set_grads([None] * len(self._parameters))
         expected = ExpectedNorms()
         if near is not None:
-            expected.learn(near.gradients, near.losses.tolist())
-        accumulator = Accumulator(self.shared, expected, self._numerics, spare)
-        seen, share, loss_scale = [], 1 / len(self._batches), self._numerics.loss_scale
+            expected.learn(near.gradients, dict(zip(self._names, near.losses.tolist(), strict=False)))
+        accumulator = Accumulator(
+            self.shared, expected, self._numerics, spare, strict=self._strict, keep_missing=True
+        )
+        seen, loss_scale = [], self._numerics.loss_scale
         for batch in self._batches:
             with self.ranks.fail_together():
                 losses = self._forward(batch)
-            values = self.ranks.mean_(values_of(losses))
+            values = self.ranks.mean_(self._values(losses))
             seen.append(values)
             if single and not admit(values):
                 return None
-            # No process fails alone here: a method sees the same losses on all of them.
-            scalar = self._scalarize(losses)
-            total, weight = (scalar, None) if isinstance(scalar, Tensor) else scalar
-            # Not into `.grad` of anything else that the graph reaches: nobody would put it back.
-            backward = partial((total * (share * loss_scale)).backward, inputs=trained)
-            with self.ranks.fail_together():
-                self.backwards += accumulator.add(losses, weight, share, backward, values)
+            self._differentiate(losses, accumulator, dict(zip(self._names, values.tolist(), strict=True)))
         self.ranks.mean_gradients_(self._parameters)
         gradients = accumulator.complete()
+        assert gradients is not None
         self.scale_grads(1 / loss_scale)
         return Point(torch.stack(seen).mean(dim=0), gradients)
+
+    def _differentiate(self, losses: dict[str, Tensor], accumulator: Accumulator, values: dict[str, float]) -> None:
+        # No process fails alone here: a method sees the same losses on all of them.
+        scalar = self._scalarize(losses)
+        total, weight = (scalar, None) if isinstance(scalar, Tensor) else scalar
+        share, trained = 1 / len(self._batches), [p for p in self._parameters if p.requires_grad]
+
+        def backward() -> None:
+            if losses:
+                # Not into `.grad` of anything else that the graph reaches: nobody would put it back.
+                (total * (share * self._numerics.loss_scale)).backward(inputs=trained)
+
+        with self.ranks.fail_together():
+            self.backwards += accumulator.add(losses, weight, share, backward, values)
 
     def grads_are_finite(self) -> bool:
         """Whether ``.grad`` of every parameter is finite."""
@@ -317,12 +334,24 @@ class Surface:
             if parameter.grad is not None and factor != 1:
                 parameter.grad.mul_(factor)
 
+    def _values(self, losses: dict[str, Tensor]) -> Tensor:
+        values = values_of(losses, self._names)
+        return values if losses else values.to(self.shared[0].device)
+
     def _forward(self, batch: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         self.forwards += 1
-        losses = check_losses(batch(), self._names)
-        self._names = tuple(losses)
-        return losses
+        losses = check_losses(batch())
+        unknown = [name for name in losses if name not in self._names]
+        if self.forwards <= len(self._batches) and self._strict:
+            # A batch may have a task that the ones before it lack.
+            self._names += tuple(unknown)
+        elif unknown and self._strict:
+            raise ValueError(
+                f"The batches must return the tasks {list(self._names)}, as at the first evaluation; got {unknown} as"
+                " well. Return None for a task without a loss, so that all tasks are known."
+            )
+        return present(losses, self._names)
 
-
-def _mean(losses: dict[str, Tensor]) -> Scalarization:
-    return Scalarization(torch.stack(list(losses.values())).mean(), 1 / len(losses))
+    def _mean(self, losses: dict[str, Tensor]) -> Scalarization:
+        total = torch.stack(list(losses.values())).sum() / len(self._names)
+        return Scalarization(total, 1 / len(self._names))

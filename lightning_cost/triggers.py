@@ -13,7 +13,7 @@ from lightning_cost.gradients import TaskGradients
 __all__ = ["TRIGGERS", "Majority", "Schedule", "Trigger", "any_conflict", "dominated_conflict", "weak_conflict"]
 
 Trigger: TypeAlias = Callable[[TaskGradients], bool]
-"""Decides from the task gradients whether to teleport."""
+"""Decides from the task gradients whether to teleport. It gets the tasks that have a gradient, two or more."""
 
 TriggerName: TypeAlias = Literal["dominated", "majority", "any", "weak"]
 

@@ -25,12 +25,13 @@ def quiet_lightning():
 
 @pytest.fixture
 def differentiations(monkeypatch):
-    """One entry for every call of ``torch.autograd.grad``."""
+    """One entry for every call of ``torch.autograd.grad`` with respect to several tensors, such as parameters."""
     calls = []
     original = torch.autograd.grad
 
     def counted(*args, **kwargs):
-        calls.append(args)
+        if not isinstance(args[1], torch.Tensor):
+            calls.append(args)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)

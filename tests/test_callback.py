@@ -119,13 +119,6 @@ def test_several_optimizers_are_refused() -> None:
         fit(TwoOptimizers(), make_batches(2), callbacks=[teleporter()])
 
 
-def test_frozen_backbone_is_refused() -> None:
-    module = Net()
-    module.backbone.requires_grad_(False)
-    with pytest.raises(MisconfigurationException, match="shared_module"):
-        fit(module, make_batches(2), callbacks=[teleporter()])
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

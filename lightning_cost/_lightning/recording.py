@@ -2,97 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lightning_cost._lightning.rng import RngState, preserved_rng
+from lightning_cost._lightning.state import ModuleState
 
 __all__: list[str] = []
+
+# Deeper than any batch. It ends the walk through objects that refer to each other.
+_DEPTH = 8
+
+
+class Scene:
+    """Everything that ``task_losses`` sees, right before it runs.
+
+    The containers of the batch are copied, its tensors are not: ``batch.pop("labels")`` leaves the copy alone.
+
+    Args:
+        module: The module.
+        batch: The batch.
+        batch_idx: Its index in the epoch.
+        clone: Whether to copy the tensors of the batch as well, because ``task_losses`` changes them in place.
+    """
+
+    def __init__(self, module: nn.Module, batch: Any, batch_idx: int, clone: bool = False) -> None:
+        self.batch_idx = batch_idx
+        self.rng = RngState.capture()
+        self._module = ModuleState(module.modules())
+        self._batch = copied(batch, clone)
+        self._clone = clone
+        self._versions = [(path, tensor, _version(tensor)) for path, tensor in tensors_of(self._batch)]
+
+    def changed_tensor(self) -> str | None:
+        """The path of a tensor of the batch that has been changed in place since; ``None`` if there is none."""
+        for path, tensor, version in self._versions:
+            if _version(tensor) != version:
+                return path
+        return None
+
+    def restore(self) -> Any:
+        """Set the module and the random generators to what they were.
+
+        Returns:
+            A batch like the one that was there.
+        """
+        self._module.restore()
+        self.rng.restore()
+        return copied(self._batch, self._clone)
 
 
 @dataclass(frozen=True)
 class RecordedBatch:
     """A batch that ``task_losses`` has seen.
 
-    The batch is kept by reference. If ``task_losses`` changes it in place, the next evaluation sees the change.
-
     Attributes:
-        batch: The batch.
-        batch_idx: Its index in the epoch.
-        rng: The random states right before ``task_losses`` ran.
-        losses: The task losses, shape ``(K,)``.
+        scene: What it saw.
+        losses: The losses by task, without graph.
+        changed_tensor: The path of a tensor of the batch that it changed in place before anybody had a copy. The batch
+            cannot be evaluated again then.
     """
 
-    batch: Any
-    batch_idx: int
-    rng: RngState
-    losses: Tensor
-
-
-class BufferState:
-    """The values of the buffers of some modules, including buffers that are ``None``.
-
-    Args:
-        modules: The modules.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._buffers = [(owner, *item) for owner in modules for item in owner._buffers.items()]
-        self._values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in self._buffers]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Set the buffers to what they were."""
-        for (owner, name, buffer), value in zip(self._buffers, self._values, strict=True):
-            if buffer is not None and value is not None:
-                buffer.copy_(value)
-            owner._buffers[name] = buffer
+    scene: Scene
+    losses: Mapping[str, Tensor]
+    changed_tensor: str | None = None
 
 
 @contextmanager
 def preserved(module: LightningModule) -> Iterator[None]:
     """Undo on exit what evaluating training batches does to a module, gradients aside.
 
-    Buffers (such as running statistics), the states of torchmetrics metrics and the global random generators are
-    restored. ``self.log`` and ``self.log_dict`` do nothing meanwhile. Training modes stay as they are, because batch
-    statistics and dropout belong to the losses that the optimizer sees.
+    Buffers (such as running statistics), the states of torchmetrics metrics, other attributes and the global random
+    generators are restored. Training modes stay as they are, because batch statistics and dropout belong to the losses
+    that the optimizer sees.
     """
-    metrics = [(metric, _metric_state(metric)) for metric in module.modules() if isinstance(metric, Metric)]
-    buffers = BufferState(module.modules())
-    with preserved_rng(), _silent_logging(module):
+    state = ModuleState(module.modules())
+    with preserved_rng():
         try:
             yield
         finally:
-            buffers.restore()
-            for metric, state in metrics:
-                metric.__dict__.update(state)
+            state.restore()
 
 
-def _metric_state(metric: Metric) -> dict[str, Any]:
-    def copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        return list(value) if isinstance(value, list) else value.clone()
+def copied(value: Any, clone: bool = False, depth: int = 0) -> Any:
+    """A batch with containers of its own: dictionaries, lists, tuples, and objects that hold tensors.
 
-    state: dict[str, Any] = {name: copy(value) for name, value in metric.metric_state.items()}
-    return {**state, "_update_count": metric._update_count, "_computed": metric._computed}
+    Args:
+        value: The batch, or a part of it.
+        clone: Whether it gets tensors of its own as well.
+        depth: How deep in the batch the part is.
+    """
+    if isinstance(value, Tensor):
+        return value.clone() if clone else value
+    if depth > _DEPTH or isinstance(value, nn.Module) or callable(value):
+        return value
+    if isinstance(value, dict):
+        result = copy.copy(value)
+        for key, entry in value.items():
+            result[key] = copied(entry, clone, depth + 1)
+        return result
+    if isinstance(value, (list, tuple)):
+        entries = [copied(entry, clone, depth + 1) for entry in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*entries)
+        return type(value)(entries) if type(value) in (list, tuple) else copy.copy(value)
+    if not hasattr(value, "__dict__"):
+        return value
+    # A class of batches: a dataclass, `BatchEncoding` of transformers, or `Data` of torch_geometric.
+    if hasattr(value, "__copy__"):
+        return copy.deepcopy(value) if clone else copy.copy(value)
+    result = copy.copy(value)
+    for name, entry in vars(value).items():
+        object.__setattr__(result, name, copied(entry, clone, depth + 1))
+    return result
 
 
-@contextmanager
-def _silent_logging(module: LightningModule) -> Iterator[None]:
-    def ignore(*args: Any, **kwargs: Any) -> None:
-        return None
+def tensors_of(value: Any, path: str = "batch", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a batch, with their paths."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    if depth > _DEPTH or isinstance(value, nn.Module) or callable(value):
+        return
+    parts: Iterable[tuple[str, Any]] = ()
+    if not isinstance(value, Mapping) and hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        parts = ((f"{path}[{key!r}]", entry) for key, entry in value.items())
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"{path}[{index}]", entry) for index, entry in enumerate(value))
+    elif hasattr(value, "__dict__"):
+        parts = ((f"{path}.{name}", entry) for name, entry in vars(value).items())
+    for name, entry in parts:
+        yield from tensors_of(entry, name, depth + 1)
 
-    names = [name for name in ("log", "log_dict") if name not in module.__dict__]
-    try:
-        for name in names:
-            object.__setattr__(module, name, ignore)
-        yield
-    finally:
-        for name in names:
-            module.__dict__.pop(name, None)
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

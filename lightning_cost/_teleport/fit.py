@@ -6,21 +6,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_cost._lightning.progress import StageDisplay
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._teleport.optimizer_state import HistoryReuse
 from lightning_cost._teleport.report import TeleportReport, append_report, make_report
 from lightning_cost._teleport.run import Outcome, Teleporter
 from lightning_cost._training.engine import Engine
+from lightning_cost._training.evaluate import repeated, unrepeatable_message
 from lightning_cost._training.shared import shared_modules, shared_parameters
+from lightning_cost._training.step import Step
 from lightning_cost._vectors import num_elements
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.searches import Search
@@ -28,6 +31,14 @@ from lightning_cost.searches._adapters import left_out
 from lightning_cost.surface import Point, Surface
 
 __all__: list[str] = []
+
+Unrepeatable: TypeAlias = Literal["raise", "skip"]
+"""What to do where ``task_losses`` is not repeatable: raise an error, or skip the teleport with a warning."""
+
+UNREPEATABLE: tuple[Unrepeatable, ...] = get_args(Unrepeatable)
+
+# Every so many teleports the losses are evaluated once where the teleport starts.
+_REPEAT_EVERY = 16
 
 
 class FitTeleports:
@@ -40,6 +51,7 @@ class FitTeleports:
         module: The module of the fit.
         generator: Source of the random numbers of the search.
         check_ranks: Whether to compare the processes after each teleport.
+        unrepeatable: What to do where the losses do not come back.
 
     Attributes:
         ranks: The processes of the fit.
@@ -53,6 +65,7 @@ class FitTeleports:
         module: LightningModule,
         generator: torch.Generator,
         check_ranks: bool,
+        unrepeatable: Unrepeatable,
     ) -> None:
         self.ranks = Ranks.of(module)
         self._teleporter = teleporter
@@ -62,6 +75,9 @@ class FitTeleports:
         self._engine = Engine(module)
         self._generator = generator
         self._check_ranks = check_ranks
+        self._unrepeatable = unrepeatable
+        self._until_check = 0
+        self._warned = False
         self._hook = optimizer.register_step_pre_hook(history.pre_step_hook)
 
     def close(self) -> None:
@@ -80,14 +96,14 @@ class FitTeleports:
         began = time.perf_counter()
         engine, step = self._engine, self._engine.step
         assert step is not None
-        surface = self._surface(step.batches)
         # Lightning divides by the full number of micro-batches, even if the last window of an epoch has fewer.
         share = len(step.batches) / trainer.accumulate_grad_batches
         gradients = step.gradients
         assert gradients is not None
         if share != 1:
             gradients = TaskGradients(gradients.names, gradients.matrix / share)
-        start = Point(step.losses(self.ranks), gradients)
+        start = Point(step.losses(gradients.names, self.ranks), gradients)
+        surface = self._surface(step, gradients.names)
 
         def report(outcome: Outcome) -> TeleportReport:
             seconds, invariance = time.perf_counter() - began, self._teleporter.invariance
@@ -98,8 +114,12 @@ class FitTeleports:
         failed = report(outcome)
         try:
             with torch.enable_grad(), engine.without_trace(), StageDisplay(trainer) as display:
-                learning_rate = _learning_rate(self._optimizer, surface.shared)
-                outcome = self._teleporter.run(surface, shared_modules(self._module), start, learning_rate, display)
+                refusal = self._refusal(step, surface, start)
+                if refusal:
+                    outcome = Outcome(False, refusal, start, start, forwards=surface.forwards)
+                else:
+                    learning_rate = _learning_rate(self._optimizer, surface.shared)
+                    outcome = self._teleporter.run(surface, shared_modules(self._module), start, learning_rate, display)
             finished = report(outcome)
             moved = outcome.end.gradients
             if outcome.accepted and share != 1:
@@ -107,6 +127,8 @@ class FitTeleports:
                 surface.scale_grads(share)
             if outcome.accepted and self._check_ranks:
                 self.ranks.check_equal(surface.shared)
+            if outcome.accepted:
+                free = engine.move_to(moved, outcome.end.losses)
         except BaseException as error:
             outcome.undo()
             failed = replace(
@@ -120,20 +142,53 @@ class FitTeleports:
             raise
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
-            self._teleporter.recycle(engine.move_to(moved, outcome.end.losses))
+            self._teleporter.recycle(free)
         append_report(reports, finished)
         return finished
 
-    def _surface(self, batches: Sequence[RecordedBatch]) -> Surface:
+    def _surface(self, step: Step, names: Sequence[str]) -> Surface:
         module, engine = self._module, self._engine
+        assert step.accumulator is not None
         return Surface(
-            [partial(engine.replay, batch) for batch in batches],
-            shared_parameters(module),
+            [partial(engine.replay, batch) for batch in step.batches],
+            step.accumulator.shared,
             list(module.parameters()),
             engine.scalarize_again,
             self._generator,
             engine.numerics,
+            names,
         )
+
+    def _refusal(self, step: Step, surface: Surface, start: Point) -> str:
+        """Why a teleport cannot start here; empty if it can.
+
+        Raises:
+            RuntimeError: If ``task_losses`` is not repeatable, and this is an error.
+        """
+        try:
+            self._teleporter.search.reach(shared_modules(self._module), surface.shared)
+        except ValueError:
+            return "the search reaches no parameter that the optimizer trains now"
+        changed = [batch.changed_tensor for batch in step.batches if batch.changed_tensor is not None]
+        if self.ranks.any_of([bool(changed)])[0]:
+            where = f" ({changed[0]})" if changed else ""
+            return f"task_losses has changed its batch in place{where}; later batches are copied first"
+        if self._until_check > 0:
+            self._until_check -= 1
+            return ""
+        changes = repeated(start.losses, surface.losses(), start.gradients.names)
+        if not changes:
+            self._until_check = _REPEAT_EVERY - 1
+            return ""
+        message = unrepeatable_message("SymmetryTeleportCallback", changes)
+        if self._unrepeatable == "raise":
+            raise RuntimeError(
+                f"{message} Pass `unrepeatable='skip'` to train on without teleports where this happens."
+            )
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(f"{message} These teleports are skipped.")
+        return f"the losses do not come back where the teleport starts: {changes}"
 
 
 def check_reach(search: Search, module: LightningModule) -> str:
@@ -143,6 +198,9 @@ def check_reach(search: Search, module: LightningModule) -> str:
         MisconfigurationException: If the search reaches no shared parameter.
     """
     modules, shared = shared_modules(module), shared_parameters(module)
+    if not shared:
+        # Frozen for now. Each teleport looks again.
+        return ""
     try:
         reached = search.reach(modules, shared)
     except ValueError as error:
@@ -158,11 +216,8 @@ def check_reach(search: Search, module: LightningModule) -> str:
 
 
 def _learning_rate(optimizer: Optimizer, shared: Sequence[Parameter]) -> float:
-    """The learning rate of the first shared parameter that the optimizer updates."""
+    """The learning rate of the first shared parameter."""
     ids = {id(parameter) for parameter in shared}
-    for group in optimizer.param_groups:
-        if any(id(parameter) in ids for parameter in group["params"]):
-            return float(group["lr"])
-    raise MisconfigurationException(
-        "The optimizer updates none of the shared parameters. Pass them to it in `configure_optimizers`."
-    )
+    groups = (group for group in optimizer.param_groups if any(id(parameter) in ids for parameter in group["params"]))
+    rate = next(groups).get("lr")
+    return 1e-3 if rate is None else float(rate)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_cost._teleport.run import Outcome
+from lightning_cost.gradients import TaskGradients
 from lightning_cost.invariance import Invariance, drift
 
 __all__ = ["TeleportReport"]
@@ -27,7 +28,8 @@ class TeleportReport:
         reason: Why, in words.
         losses_before: Task losses on the batch of the step where the teleport started.
         losses_after: The same where it arrived; where it started if it was refused.
-        cosines_before: Cosines :math:`\cos \phi_{i0}` of the task gradients with their mean where it started.
+        cosines_before: Cosines :math:`\cos \phi_{i0}` of the task gradients with their mean where it started. A task
+            without gradient has none.
         cosines_after: The same where it arrived.
         grad_norm_before: Norm of the mean gradient :math:`g_0` where it started.
         grad_norm_after: The same where it arrived.
@@ -92,6 +94,10 @@ def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int,
     def by_task(values: Tensor) -> dict[str, float]:
         return dict(zip(names, values.tolist(), strict=True))
 
+    def cosines(gradients: TaskGradients) -> dict[str, float]:
+        norms = by_task(gradients.norms)
+        return {name: cosine for name, cosine in by_task(gradients.cosines).items() if norms[name] != 0}
+
     return TeleportReport(
         step=step,
         epoch=epoch,
@@ -99,8 +105,8 @@ def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int,
         reason=outcome.reason,
         losses_before=by_task(before.losses),
         losses_after=by_task(after.losses),
-        cosines_before=by_task(before.gradients.cosines),
-        cosines_after=by_task(after.gradients.cosines),
+        cosines_before=cosines(before.gradients),
+        cosines_after=cosines(after.gradients),
         grad_norm_before=float(before.gradients.mean_norm),
         grad_norm_after=float(after.gradients.mean_norm),
         sigma=outcome.sigma,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_cost._training.autograd import no_gradient, reached_leaves, task_gradient
+from lightning_cost._training.autograd import reached_leaves, task_gradient
 from lightning_cost._training.evaluate import Numerics
+from lightning_cost._training.grads import GradMark
 from lightning_cost._vectors import accumulate, assign, columns, num_elements, row_dtype
 from lightning_cost.gradients import TaskGradients
 
@@ -31,17 +32,17 @@ class ExpectedNorms:
     def __init__(self) -> None:
         self.rates: dict[str, float] = {}
 
-    def learn(self, gradients: TaskGradients, losses: Sequence[float]) -> None:
+    def learn(self, gradients: TaskGradients, losses: Mapping[str, float]) -> None:
         """Note the norms of task gradients, and the losses that they belong to."""
-        for name, norm, loss in zip(gradients.names, gradients.norms.tolist(), losses, strict=True):
-            if loss != 0:
-                self.rates[name] = norm / abs(loss)
+        for name, norm in zip(gradients.names, gradients.norms.tolist(), strict=True):
+            if losses.get(name, 0.0) != 0:
+                self.rates[name] = norm / abs(losses[name])
 
     def largest(self, names: Sequence[str], losses: Sequence[float]) -> int | None:
         """The index of the task that is expected to have the largest gradient; ``None`` if nothing is known."""
-        if not self.rates.keys() >= set(names):
+        if not self.rates.keys() >= {name for name, loss in zip(names, losses, strict=True) if loss != 0}:
             return None
-        norms = [self.rates[name] * abs(loss) for name, loss in zip(names, losses, strict=True)]
+        norms = [self.rates.get(name, 0.0) * abs(loss) for name, loss in zip(names, losses, strict=True)]
         largest = max(norms)
         return norms.index(largest) if 0 < largest < math.inf else None
 
@@ -54,15 +55,20 @@ class Accumulator:
     rows, so one row comes by subtraction instead of a backward pass. Subtraction rounds relative to that sum. The
     largest row is at least :math:`1/K` of it, so the row that is expected to be the largest is subtracted.
 
+    A task without a loss in a micro-batch adds nothing there. A task without a loss in the whole step, on any process,
+    has no row.
+
     Args:
         shared: The shared parameters.
         expected: What is known of the norms. The first step knows nothing and differentiates every task.
         numerics: What happens to losses on the way to gradients.
         spare: A matrix whose memory may be reused.
+        strict: Whether to refuse a task whose graph reaches no shared parameter. Otherwise its row is zero.
+        keep_missing: Whether a task without a loss in the whole step has a row of zeros instead of none.
 
     Attributes:
         shared: The shared parameters.
-        losses: Task losses of the first micro-batch.
+        losses: Losses of all tasks in the first micro-batch, zero without one.
         gradients: The completed task gradients; ``None`` before, and while more are added.
         whole: Whether every micro-batch was added in full. An exception may have ended one in between.
     """
@@ -73,19 +79,30 @@ class Accumulator:
         expected: ExpectedNorms,
         numerics: Numerics,
         spare: Tensor | None = None,
+        strict: bool = True,
+        keep_missing: bool = False,
     ) -> None:
         self.shared = list(shared)
-        self.losses: list[float] = []
+        self.losses: dict[str, float] = {}
         self.gradients: TaskGradients | None = None
         self.whole = False
         self._expected = expected
         self._numerics = numerics
         self._spare = spare
+        self._strict = strict
+        self._keep_missing = keep_missing
         self._names: tuple[str, ...] = ()
         self._matrix: Tensor | None = None
-        self._subtracted: int | None = None
+        self._filled: set[str] = set()
+        self._subtracted: str | None = None
         self._weight = 1.0
         self._reached: set[Tensor] = set()
+        self._left: GradMark | None = None
+
+    @property
+    def edited(self) -> bool:
+        """Whether somebody changed ``.grad`` since the last micro-batch, so that no row can be subtracted from it."""
+        return self._left is not None and self._left.edited() is not None
 
     def add(
         self,
@@ -93,18 +110,18 @@ class Accumulator:
         weight: float | None,
         share: float,
         backward: Callable[[], object],
-        values: Tensor,
+        values: Mapping[str, float],
     ) -> int:
         """Differentiate a micro-batch: add the rows of its tasks, then run its ordinary backward pass.
 
         Args:
-            losses: Scalar task losses with a graph.
+            losses: Scalar task losses with a graph. A task without a loss is left out.
             weight: The common factor of the task losses in what ``backward`` differentiates; ``None`` if they have
                 several, or if ``.grad`` is not exactly their sum.
             share: Factor of this micro-batch, one over the number of micro-batches.
             backward: Runs the ordinary backward pass, which fills ``.grad``.
-            values: The losses averaged over the processes. They choose the subtracted row, which must be the same on
-                all processes.
+            values: The losses of all tasks, averaged over the processes; zero without one. They choose the subtracted
+                row, which must be the same on all processes.
 
         Returns:
             The number of backward passes.
@@ -113,26 +130,31 @@ class Accumulator:
             RuntimeError: If the graph of a task reaches no shared parameter.
         """
         # Rows and `.grad` belong together. If `.grad` was cleared, the rows are from a step that was interrupted.
-        self.gradients, self.whole = None, False
+        self.gradients, self.whole, self._left = None, False, None
         cleared = all(parameter.grad is None for parameter in self.shared)
-        first = cleared or self._matrix is None
-        if first:
+        if cleared or self._matrix is None:
             # Task gradients may be requested in the middle of a window, and `.grad` of a parameter outside the
             # optimizer is never cleared. Then `.grad` holds more than these losses.
-            self._begin(losses, weight if cleared else None, values)
+            self._begin(values, weight if cleared else None)
+        elif len(values) > len(self._names):
+            self._grow(values)
+        if weight != self._weight:
+            self._subtracted = None
         assert self._matrix is not None
         loss_scale, passes = self._numerics.loss_scale, 1
-        for index, (name, loss) in enumerate(losses.items()):
-            if index == self._subtracted:
+        for name, loss in losses.items():
+            if name == self._subtracted:
                 reached = reached_leaves(loss).intersection(self.shared)
-                if not reached:
-                    raise no_gradient(name)
+                self._check_reach(name, loss, bool(reached))
                 self._reached |= reached
+                self._filled.add(name)
                 continue
             passes += 1
-            gradients = task_gradient(name, loss, self.shared, share * loss_scale)
-            row = self._matrix[index]
-            if first:
+            gradients = task_gradient(loss, self.shared, share * loss_scale)
+            self._check_reach(name, loss, any(gradient is not None for gradient in gradients))
+            row = self._matrix[self._names.index(name)]
+            if name not in self._filled:
+                self._filled.add(name)
                 assign(gradients, self.shared, row)
                 if loss_scale != 1:
                     row.mul_(1 / loss_scale)
@@ -142,48 +164,89 @@ class Accumulator:
         self.whole = True
         return passes
 
-    def complete(self, average: bool = True) -> TaskGradients:
+    def settle(self) -> None:
+        """Complete the subtracted row between micro-batches, while ``.grad`` is what the backward pass left."""
+        if self._subtracted is not None:
+            self._subtract_others(self._subtracted)
+            self._left = GradMark(self.shared)
+
+    def stop_subtracting(self) -> None:
+        """Differentiate every task from now on. The subtracted row must be settled."""
+        self._subtracted = None
+
+    def complete(self, average: bool = True) -> TaskGradients | None:
         """Finish the rows after the last micro-batch.
 
         Args:
             average: Whether to average the rows over the processes. ``.grad`` must be averaged already.
+
+        Returns:
+            The task gradients; ``None`` if no task had a loss.
         """
         assert self._matrix is not None
-        subtracted, ranks, sent_dtype = self._subtracted, self._numerics.ranks, self._numerics.sent_dtype
-        if average and ranks.size > 1:
-            # The subtracted row comes from `.grad`. It need not be sent.
-            matrix = self._matrix
-            for block in (matrix,) if subtracted is None else (matrix[:subtracted], matrix[subtracted + 1 :]):
-                ranks.mean_(block, sent_dtype)
-            if subtracted is not None:
-                flags = ranks.any_of([parameter in self._reached for parameter in self.shared])
-                self._reached = {parameter for parameter, flag in zip(self.shared, flags, strict=True) if flag}
-        if subtracted is not None:
-            self._subtract_others(subtracted)
+        ranks, sent_dtype = self._numerics.ranks, self._numerics.sent_dtype
+        averages = average and ranks.size > 1
+        filled = [name in self._filled for name in self._names]
+        for row, there in zip(self._matrix, filled, strict=True):
+            if not there:
+                row.zero_()
+        if averages:
+            filled = self._average(filled, sent_dtype)
+        if self._subtracted is not None:
+            self._subtract_others(self._subtracted)
         self.gradients = TaskGradients(self._names, self._matrix)
-        if subtracted is not None:
+        if self._subtracted is not None:
             dtypes = (self._matrix.dtype, self._matrix.dtype if sent_dtype is None or not average else sent_dtype)
-            self._silence_rounding(subtracted, max(torch.finfo(dtype).eps for dtype in dtypes))
+            self._silence_rounding(self._subtracted, max(torch.finfo(dtype).eps for dtype in dtypes))
+        if not (self._keep_missing or all(filled)):
+            there = [name for name, flag in zip(self._names, filled, strict=True) if flag]
+            self.gradients = self.gradients.select(there) if there else None
         return self.gradients
 
-    def _begin(self, losses: Mapping[str, Tensor], weight: float | None, values: Tensor) -> None:
-        self._names = tuple(losses)
-        self.losses = values.tolist()
-        shape, dtype = (len(losses), num_elements(self.shared)), row_dtype(self.shared)
+    def _begin(self, values: Mapping[str, float], weight: float | None) -> None:
+        self._names = tuple(values)
+        self.losses = dict(values)
+        shape, dtype = (len(values), num_elements(self.shared)), row_dtype(self.shared)
         spare, device = self._spare if self._matrix is None else self._matrix, self.shared[0].device
         reusable = spare is not None and spare.shape == shape and spare.dtype == dtype and spare.device == device
         self._matrix = spare if reusable else torch.empty(shape, device=device, dtype=dtype)
-        self._spare = None
-        self._subtracted = None
-        if weight is not None and len(losses) > 1:
+        self._spare = self._subtracted = None
+        if weight is not None and len(values) > 1:
             self._weight = weight
-            self._subtracted = self._expected.largest(self._names, self.losses)
-        self._reached = set()
+            largest = self._expected.largest(self._names, list(values.values()))
+            self._subtracted = None if largest is None else self._names[largest]
+        self._reached, self._filled = set(), set()
 
-    def _subtract_others(self, index: int) -> None:
+    def _grow(self, values: Mapping[str, float]) -> None:
+        """Make room for tasks that appear for the first time."""
         assert self._matrix is not None
-        weight = self._weight * self._numerics.loss_scale
-        others = [row for row in range(len(self._names)) if row != index]
+        more = self._matrix.new_zeros(len(values) - len(self._names), self._matrix.shape[1])
+        self._matrix = torch.cat([self._matrix, more])
+        self._names = tuple(values)
+        self.losses = {name: self.losses.get(name, 0.0) for name in values}
+
+    def _average(self, filled: list[bool], sent_dtype: torch.dtype | None) -> list[bool]:
+        """Average the rows over the processes, but for the subtracted one, which comes from ``.grad``.
+
+        Returns:
+            Which rows are filled on at least one process.
+        """
+        assert self._matrix is not None
+        ranks, matrix, blocks = self._numerics.ranks, self._matrix, [self._matrix]
+        if self._subtracted is not None:
+            index = self._names.index(self._subtracted)
+            blocks = [matrix[:index], matrix[index + 1 :]]
+        for block in blocks:
+            ranks.mean_(block, sent_dtype)
+        flags = ranks.any_of([*filled, *(parameter in self._reached for parameter in self.shared)])
+        reached = flags[len(filled) :]
+        self._reached = {parameter for parameter, flag in zip(self.shared, reached, strict=True) if flag}
+        return flags[: len(filled)]
+
+    def _subtract_others(self, name: str) -> None:
+        assert self._matrix is not None
+        index, weight = self._names.index(name), self._weight * self._numerics.loss_scale
+        others = [row for row, other in enumerate(self._names) if other != name and other in self._filled]
         for parameter, block in zip(self.shared, columns(self._matrix, self.shared), strict=True):
             # One parameter after the other, so that most of a block stays in the cache.
             row = block[index]
@@ -191,17 +254,29 @@ class Accumulator:
                 row.zero_()
                 continue
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-            torch.sub(gradient.reshape(-1), block[others[0]], alpha=weight, out=row)
+            if others:
+                torch.sub(gradient.reshape(-1), block[others[0]], alpha=weight, out=row)
+            else:
+                row.copy_(gradient.reshape(-1))
             for other in others[1:]:
                 row.sub_(block[other], alpha=weight)
             if weight != 1:
                 row.div_(weight)
 
-    def _silence_rounding(self, index: int, eps: float) -> None:
+    def _silence_rounding(self, name: str, eps: float) -> None:
         """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""
         assert self._matrix is not None
         assert self.gradients is not None
-        norms = self.gradients.norms
+        norms, index = self.gradients.norms, self._names.index(name)
         if norms[index] <= 4 * len(norms) * eps * norms.max():
             self._matrix[index].zero_()
             self.gradients = TaskGradients(self._names, self._matrix)
+
+    def _check_reach(self, name: str, loss: Tensor, reached: bool) -> None:
+        if reached or not self._strict:
+            return
+        raise RuntimeError(
+            f"The graph of the loss of task {name!r} reaches no shared parameter. Compute it from the output of"
+            " `shared_module` without detaching it; if the backbone uses reentrant activation checkpointing, pass"
+            " `use_reentrant=False`."
+        )

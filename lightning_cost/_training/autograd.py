@@ -13,37 +13,22 @@ __all__: list[str] = []
 
 
 def task_gradient(
-    name: str, loss: Tensor, shared: Sequence[Parameter], scale: float = 1.0, create_graph: bool = False
+    loss: Tensor, shared: Sequence[Parameter], scale: float = 1.0, create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
     """The gradient of ``scale * loss`` with respect to each shared parameter. The graph is kept.
 
     Returns:
         One gradient per parameter; ``None`` where the graph of the loss does not reach the parameter.
-
-    Raises:
-        RuntimeError: If the graph reaches no shared parameter.
     """
-    gradients: tuple[Tensor | None, ...] = (None,)
-    if loss.requires_grad:
-        gradients = torch.autograd.grad(
-            loss,
-            shared,
-            grad_outputs=None if scale == 1.0 else torch.full_like(loss, scale),
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    if all(gradient is None for gradient in gradients):
-        raise no_gradient(name)
-    return gradients
-
-
-def no_gradient(name: str) -> RuntimeError:
-    """The error for a task whose graph reaches no shared parameter."""
-    return RuntimeError(
-        f"The loss of task {name!r} has no gradient with respect to the shared parameters. Compute it from the output"
-        " of `shared_module` without detaching it; if the backbone uses reentrant activation checkpointing, pass"
-        " `use_reentrant=False`."
+    if not loss.requires_grad:
+        return (None,) * len(shared)
+    return torch.autograd.grad(
+        loss,
+        shared,
+        grad_outputs=None if scale == 1.0 else torch.full_like(loss, scale),
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_cost._lightning.checks import (
@@ -19,59 +19,29 @@ from lightning_cost._lightning.checks import (
     check_strategy,
     check_unscaling,
     gradient_scaler,
-    loss_scale_of,
 )
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._lightning.recording import RecordedBatch, preserved
-from lightning_cost._lightning.rng import RngState
+from lightning_cost._lightning.recording import RecordedBatch, Scene
 from lightning_cost._training.accumulator import Accumulator
-from lightning_cost._training.evaluate import (
-    Numerics,
-    Scalarization,
-    check_finite,
-    check_losses,
-    mean_losses,
-    values_of,
-)
-from lightning_cost._training.kept import Kept
-from lightning_cost._training.method import Method, check_method, make_method, write_gradient
-from lightning_cost._training.method_state import MethodSnapshot, changed_without_backward
-from lightning_cost._training.shared import shared_parameters
+from lightning_cost._training.evaluate import check_finite, check_has_graph, values_of
+from lightning_cost._training.evaluator import Evaluator
+from lightning_cost._training.grads import GradMark
+from lightning_cost._training.method import write_gradient
+from lightning_cost._training.method_checks import check_assigned, check_method, named_errors
+from lightning_cost._training.method_state import changed_without_backward, snapshot
+from lightning_cost._training.shared import shared_modules, shared_parameters, trained_parameters
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
 
 __all__: list[str] = []
 
 
-class Engine:
+class Engine(Evaluator):
     """Trains one module. :class:`~lightning_cost.mixin.MultiTaskMixin` makes one wherever Lightning calls a hook.
 
     Args:
         module: The module, which holds what is kept from hook to hook.
     """
-
-    def __init__(self, module: LightningModule) -> None:
-        kept: Any = module._multi_task
-        self._module: Any = module
-        self._kept: Kept = kept
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tasks, in the order of the first step; empty before it."""
-        return self._kept.names
-
-    @property
-    def method(self) -> Method:
-        """How the module's ``mtl_method`` is used."""
-        wrapped = getattr(self._module, "mtl_method", None)
-        if self._kept.method.wrapped is not wrapped:
-            self._kept.method = make_method(wrapped)
-        return self._kept.method
-
-    @property
-    def numerics(self) -> Numerics:
-        """What the Trainer does to losses and gradients in this step."""
-        return Numerics(Ranks.of(self._module), loss_scale_of(self._module.trainer), self._module.reduce_dtype)
 
     @property
     def window(self) -> Window:
@@ -108,58 +78,61 @@ class Engine:
         Raises:
             MisconfigurationException: If something is not supported.
         """
-        module, method = self._module, self.method
+        module = self._module
         # An earlier fit may have ended in the middle of a step.
         self._kept.step, self._kept.coming, self._kept.gradients = None, Step(), None
+        self._kept.comparison, self._kept.comparisons, self._kept.clones_batches = None, 0, False
         if module.reduce_dtype is not None and not getattr(module.reduce_dtype, "is_floating_point", False):
             raise MisconfigurationException(
                 f"`reduce_dtype` of {type(module).__name__} must be a floating torch.dtype such as torch.bfloat16, or"
                 f" None; got {module.reduce_dtype!r}."
             )
+        check_assigned(module)
         check_automatic_optimization(module, "MultiTaskMixin")
-        if method.aggregates:
-            check_strategy(module.trainer)
-            check_unscaling(module.trainer)
-            shared_parameters(module)
-            allow_repeated_backward()
-        self._remove_hook()
-        wrapped = method.wrapped
-        if wrapped is not None:
-            check_method(wrapped, module)
-        self._kept.method_state.start(wrapped, module.device, method.end_epoch)
-        if method.compares_losses:
-            check_strategy(module.trainer)
-            self._kept.hook = check_optimizer(module).register_step_post_hook(self._after_optimizer_step)
+        self._prepare_method()
 
     def end_fit(self) -> None:
         """Leave the optimizer as it was, and hold no batches."""
-        self._kept.gradients = self.gradients
+        if self._kept.step is not None:
+            # The rows of a window that was not finished are lost. The module may be on another device by now.
+            accumulator = self._kept.step.accumulator
+            self._kept.gradients = None if accumulator is None else accumulator.gradients
         self._kept.step, self._kept.coming, self._kept.comparison = None, Step(), None
         self._remove_hook()
 
-    def training_step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Evaluate and scalarize the task losses of a batch.
 
         Returns:
-            The losses by task, and their scalarization.
+            The losses by task, without those that are missing, and their scalarization; ``None`` if all are missing.
         """
         trainer = self._trainer
         # A validation step may call `training_step`, in the middle of a window of micro-batches.
         training = trainer is not None and trainer.training
         step = self._begin_batch() if training else None
-        rng = RngState.capture() if step is not None and step.wants_batches else None
+        recording, scene = step is not None and step.wants_batches, None
+        if recording:
+            scene = Scene(self._module, batch, batch_idx, self._kept.clones_batches)
         losses = self.evaluate(batch, batch_idx)
+        ranks = Ranks.of(self._module) if training else Ranks()
+        if training and torch.is_grad_enabled():
+            check_has_graph(losses)
         validating = trainer is not None and not training
         # A gradient scaler expects losses that overflow, and skips the step. The method must not remember them.
         scaled = trainer is not None and gradient_scaler(trainer) is not None
-        before = MethodSnapshot(self.method.wrapped) if validating or scaled else None
-        scalarization = self._scalarize(losses, Ranks.of(self._module) if training else Ranks())
+        if losses and not scaled and not bool(torch.isfinite(values_of(losses)).all()):
+            check_finite({name: float(loss.detach()) for name, loss in losses.items()}, "The loss")
+        if not losses and ranks.size == 1:
+            return losses, None
+        before = snapshot(self.method.wrapped) if validating or scaled else None
+        scalarization = self.scalarize(losses, ranks)
         if before is not None and (validating or not bool(torch.isfinite(scalarization.total))):
             before.restore()
-        if not scaled and not bool(torch.isfinite(values_of(losses)).all()):
-            check_finite({name: float(loss.detach()) for name, loss in losses.items()}, "The loss")
+        if training and ranks.size > 1 and len(losses) < len(self.names):
+            # DDP waits for a gradient of every parameter, also of the head of a task without labels here.
+            scalarization = scalarization._replace(total=scalarization.total + self.nothing())
         if step is not None:
-            record = None if rng is None else RecordedBatch(batch, batch_idx, rng, values_of(losses))
+            record = None if scene is None else self._record(scene, losses)
             step.pending = PendingLosses(losses, scalarization, record)
         return losses, scalarization.total
 
@@ -189,21 +162,19 @@ class Engine:
             step.batches.append(pending.batch)
 
     def before_optimizer_step(self) -> None:
-        """Aggregate the task gradients into ``.grad`` of the shared parameters. The step is over."""
+        """Learn from the step, which is over now."""
         step, method, ranks = self._kept.step, self.method, Ranks.of(self._module)
         if step is None:
             return
         gradients = step.gradients
         # Only a gradient scaler lets gradients pass that are not finite. It is going to skip the step.
         if gradients is not None and step.accumulator is not None and gradients.is_finite:
-            losses = step.accumulator.losses if step.moved is None else step.moved[1].tolist()
-            self._kept.expected.learn(gradients, losses)
-            if method.aggregates:
-                shared = step.accumulator.shared
-                write_gradient(method.aggregate(gradients, shared, ranks), shared)
+            self._kept.expected.learn(gradients, step.accumulator.losses if step.moved is None else step.moved[1])
+            self._aggregate(step, gradients)
         if method.compares_losses and step.batches:
             moved = step.moved is not None
-            self._kept.comparison = step.batches, self._evaluate_again(step.batches) if moved else step.losses(ranks)
+            before = self.evaluate_again(step.batches) if moved else step.losses(self.names, ranks)
+            self._kept.comparison = (step.batches, before) if self.comparable(step, before, moved) else None
         if gradients is not None:
             self._kept.matrix = gradients.matrix
         self._kept.gradients, self._kept.step = gradients, None
@@ -222,51 +193,33 @@ class Engine:
         assert step is not None
         left = step.gradients
         assert left is not None
-        step.moved = gradients, losses
-        return left.matrix
-
-    def evaluate(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Evaluate and check ``task_losses``."""
-        losses = check_losses(self._module.task_losses(batch, batch_idx), self.names or None)
-        if self.names:
-            return losses
-        self._kept.names = self._common_names(tuple(losses))
-        return {name: losses[name] for name in self.names}
-
-    def replay(self, record: RecordedBatch) -> dict[str, Tensor]:
-        """Evaluate ``task_losses`` on a recorded batch again, with the random numbers and the precision of its step."""
-        record.rng.restore()
-        with self._module.trainer.precision_plugin.train_step_context():
-            return self.evaluate(record.batch, record.batch_idx)
-
-    def scalarize_again(self, losses: dict[str, Tensor]) -> Scalarization:
-        """Scalarize losses of :meth:`replay` as :meth:`training_step` does."""
-        with self._module.trainer.precision_plugin.train_step_context():
-            return self._scalarize(losses, Ranks.of(self._module))
-
-    @contextmanager
-    def without_trace(self) -> Iterator[None]:
-        """Restore on exit what evaluations change, the method's memory included. Gradients and parameters are kept."""
-        method = MethodSnapshot(self.method.wrapped)
-        self._kept.replaying = True
+        aggregated, memory = step.aggregated, snapshot(self.method.wrapped)
+        if step.method_before is not None:
+            # The method has aggregated the gradients of the point that was left.
+            step.method_before.restore()
+        step.aggregated = False
         try:
-            with preserved(self._module):
-                try:
-                    yield
-                finally:
-                    method.restore()
-        finally:
-            self._kept.replaying = False
+            self._aggregate(step, gradients)
+        except BaseException:
+            step.aggregated = aggregated
+            memory.restore()
+            raise
+        step.moved = gradients, dict(zip(gradients.names, losses.tolist(), strict=True))
+        return left.matrix
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs for a resumed run to do, and to round, what an uninterrupted one does."""
         return {
+            "names": list(self._kept.names),
             "rates": dict(self._kept.expected.rates),
             "method": self._kept.method_state.state_dict(self.method.wrapped),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load :meth:`state_dict`."""
+        if self._trainer is not None:
+            # Not where somebody loads the weights into another module, which may have other tasks.
+            self._kept.names = tuple(state.get("names", ()))
         self._kept.expected.rates = dict(state.get("rates", {}))
         self._kept.method_state.load_state_dict(state.get("method", {}))
 
@@ -275,20 +228,34 @@ class Engine:
         wrapped = self.method.wrapped
         return [] if wrapped is None else [f"mtl_method.{name}" for name in changed_without_backward(wrapped)]
 
-    @property
-    def _trainer(self) -> Trainer | None:
-        trainer: Trainer | None = self._module._trainer
-        return trainer
+    def _prepare_method(self) -> None:
+        """Check the method and make it ready, when a fit starts and when somebody has set another one."""
+        module, method = self._module, self.method
+        self._kept.prepared = method
+        if method.aggregates:
+            check_strategy(module.trainer)
+            check_unscaling(module.trainer)
+            shared_parameters(module)
+            allow_repeated_backward()
+        self._remove_hook()
+        wrapped = method.wrapped
+        if wrapped is not None:
+            check_method(wrapped, module)
+        self._kept.method_state.start(wrapped, module.device, method.end_epoch)
+        if method.compares_losses:
+            check_strategy(module.trainer)
+            self._kept.hook = check_optimizer(module).register_step_post_hook(self._after_optimizer_step)
 
     def _begin_batch(self) -> Step:
-        trainer, method, window = self._module.trainer, self.method, self.window
-        step = self._kept.step
+        trainer, method, window, step = self._module.trainer, self.method, self.window, self._kept.step
+        if self._kept.prepared is not method:
+            self._prepare_method()
         # A hook may end an epoch in the middle of a window of micro-batches. No optimizer step follows.
         if step is None or step.window != window:
             if step is not None and step.global_step is not None and trainer.global_step > step.global_step:
                 raise MisconfigurationException(
                     f"{type(self._module).__name__}.on_before_optimizer_step did not call"
-                    " `super().on_before_optimizer_step(optimizer)`, so the task gradients were never aggregated."
+                    " `super().on_before_optimizer_step(optimizer)`, so the step of the task gradients never ended."
                 )
             step = self._kept.step = self._kept.coming
             self._kept.coming, step.window = Step(), window
@@ -297,9 +264,6 @@ class Engine:
         step.wants_batches |= method.compares_losses
         return step
 
-    def _scalarize(self, losses: dict[str, Tensor], ranks: Ranks) -> Scalarization:
-        return self.method.scalarize(torch.stack(list(losses.values())), ranks)
-
     def _differentiate(self, step: Step, loss: Tensor, pending: PendingLosses, backward: Callable[[], None]) -> None:
         module, trainer = self._module, self._module.trainer
         check_strategy(trainer)
@@ -307,21 +271,45 @@ class Engine:
         numerics = self.numerics
         self._check_returned_loss(loss, pending.scalarization.total, numerics.loss_scale)
         if step.accumulator is None:
-            step.accumulator = Accumulator(shared_parameters(module), self._kept.expected, numerics, self._kept.matrix)
+            shared = trained_parameters(module)
+            if not shared:
+                # All that the tasks share is frozen for now.
+                backward()
+                return
+            whole = len(shared) == len({p for part in shared_modules(module).values() for p in part.parameters()})
+            step.accumulator = Accumulator(shared, self._kept.expected, numerics, self._kept.matrix, strict=whole)
+        accumulator, losses = step.accumulator, pending.by_task
+        values, edited = self.across_ranks(losses, accumulator.edited)
+        if edited:
+            accumulator.stop_subtracting()
         # A communication hook may compress `.grad` on its way. Then the other rows do not sum up to it.
-        exact = not getattr(trainer.strategy.model, "_comm_hooks", ())
-        step.accumulator.add(
-            pending.by_task,
+        exact = not getattr(trainer.strategy.model, "_comm_hooks", ()) and self._is_left_alone(accumulator.shared)
+        accumulator.add(
+            losses,
             pending.scalarization.weight if exact else None,
             1 / trainer.accumulate_grad_batches,
             backward,
-            numerics.ranks.mean_(values_of(pending.by_task)),
+            values,
         )
         step.global_step = trainer.global_step
         ready = trainer.fit_loop.batch_idx + 1
         is_last = trainer.is_last_batch or ready == trainer.num_training_batches
         if is_last or ready % trainer.accumulate_grad_batches == 0:
-            self._complete(step.accumulator)
+            self._complete(step, accumulator)
+        else:
+            accumulator.settle()
+
+    def _is_left_alone(self, shared: Sequence[Parameter]) -> bool:
+        """Whether no hook edits ``.grad`` in the backward pass."""
+        hooked = [parameter for parameter in shared if getattr(parameter, "_post_accumulate_grad_hooks", None)]
+        if hooked and not self._kept.warned_of_hooks:
+            self._kept.warned_of_hooks = True
+            rank_zero_warn(
+                f"`{self.name_of(hooked[0])}` has a hook of `register_post_accumulate_grad_hook`. What it does to"
+                " `.grad` reaches neither the task gradients nor their aggregation. Use `register_hook`, or edit the"
+                " gradients in `on_before_optimizer_step`."
+            )
+        return not hooked
 
     def _check_returned_loss(self, loss: Tensor, total: Tensor, loss_scale: float) -> None:
         micro_batches = self._module.trainer.accumulate_grad_batches
@@ -334,17 +322,59 @@ class Engine:
                 " `task_losses` returns."
             )
 
-    def _complete(self, accumulator: Accumulator) -> None:
+    def _complete(self, step: Step, accumulator: Accumulator) -> None:
         gradients = accumulator.complete()
-        if gradient_scaler(self._module.trainer) is not None:
+        if gradients is None:
+            return
+        scaled = gradient_scaler(self._module.trainer) is not None
+        if gradients.is_finite:
+            # Before anybody else sees `.grad`: an edit of it then holds for the aggregation.
+            self._aggregate(step, gradients, self.numerics.loss_scale)
+        elif scaled:
             # The scaler looks at `.grad` only. If a row is not finite, this makes the scaler skip the step.
             trace = gradients.gramian.sum() * 0
             for parameter in accumulator.shared:
                 if parameter.grad is not None and not parameter.grad.is_sparse:
                     parameter.grad.add_(trace)
                     break
-        elif not gradients.is_finite:
+        else:
             check_finite(dict(zip(gradients.names, gradients.norms.tolist(), strict=True)), "The gradient")
+        if step.wants_batches:
+            step.mark = GradMark(self._module.parameters())
+
+    def _aggregate(self, step: Step, gradients: TaskGradients, loss_scale: float = 1.0) -> None:
+        """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
+        module, method, found = self._module, self.method, gradients.with_gradient
+        if step.aggregated or not method.aggregates or not found.names:
+            return
+        assert step.accumulator is not None
+        shared = step.accumulator.shared
+        if step.wants_batches:
+            step.method_before = snapshot(method.wrapped)
+        with named_errors(method.wrapped, module.trainer.global_step):
+            write_gradient(method.aggregate(found, self.names, shared, Ranks.of(module)), shared, loss_scale)
+        step.aggregated = True
+
+    def edited_parameter(self) -> str | None:
+        """The name of a parameter whose ``.grad`` somebody has edited since backward; ``None`` if there is none.
+
+        Call it when a gradient scaler has unscaled ``.grad``.
+        """
+        step = self._kept.step
+        if step is None or step.mark is None:
+            return None
+        edited = step.mark.edited(1 / self.numerics.loss_scale)
+        return None if edited is None else self.name_of(edited)
+
+    def name_of(self, parameter: Parameter) -> str:
+        """The dotted name of a parameter of the module."""
+        return next(name for name, other in self._module.named_parameters() if other is parameter)
+
+    def _record(self, scene: Scene, losses: dict[str, Tensor]) -> RecordedBatch:
+        changed = scene.changed_tensor()
+        if changed is not None:
+            self._kept.clones_batches = True
+        return RecordedBatch(scene, {name: loss.detach() for name, loss in losses.items()}, changed)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         method, comparison = self.method, self._kept.comparison
@@ -359,21 +389,10 @@ class Engine:
             )
         if comparison is not None:
             batches, before = comparison
-            method.update(before, self._evaluate_again(batches), self.names)
-
-    def _evaluate_again(self, batches: Sequence[RecordedBatch]) -> Tensor:
-        # With gradients: a `task_losses` that differentiates something itself relies on them.
-        with torch.enable_grad(), self.without_trace():
-            losses = [values_of(self.replay(batch)) for batch in batches]
-        return mean_losses(losses, Ranks.of(self._module))
-
-    def _common_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The names in the order of rank 0. Rows are averaged by their position."""
-        everywhere = [names] if self._trainer is None else Ranks.of(self._module).gather(names)
-        if any(set(others) != set(names) for others in everywhere):
-            raise ValueError(f"`task_losses` must return the same tasks on every process; got {everywhere}.")
-        common: tuple[str, ...] = everywhere[0]
-        return common
+            there = self.numerics.ranks.any_of([any(name in b.losses for b in batches) for name in self.names])
+            after = self.evaluate_again(batches)
+            with named_errors(method.wrapped, self._module.trainer.global_step - 1):
+                method.update(before, after, self.names, there)
 
     def _remove_hook(self) -> None:
         if self._kept.hook is not None:

@@ -16,6 +16,9 @@ from lightning_cost._vectors import norm_of
 
 __all__: list[str] = []
 
+# Far above what rounding does, and far below what an optimizer step or a teleport changes.
+_REPEATABLE = 1e-3
+
 
 @dataclass(frozen=True)
 class Numerics:
@@ -45,50 +48,117 @@ class Scalarization(NamedTuple):
     weight: float | None
 
 
-def check_losses(losses: object, names: Sequence[str] | None) -> dict[str, Tensor]:
+def check_losses(losses: object) -> dict[str, Tensor | None]:
     """Check what ``task_losses`` returned.
 
     Args:
         losses: What it returned.
-        names: The tasks of the run, in order; ``None`` at the first call.
 
     Returns:
-        The losses in the order of ``names``, in at least single precision.
+        The losses by task, in at least single precision; ``None`` for a task without one.
 
     Raises:
-        TypeError: If it is not a dictionary.
-        ValueError: If a loss is not a scalar tensor, or if the tasks are others than before.
+        TypeError: If it is not a dictionary with strings as keys.
+        ValueError: If a loss is neither a scalar tensor of floating-point numbers nor ``None``.
     """
-    if not isinstance(losses, Mapping) or not losses:
+    if not isinstance(losses, Mapping) or not all(isinstance(name, str) for name in losses):
         raise TypeError(
             "`task_losses` must return a dictionary with a scalar tensor per task, such as"
             f" {{'left': ..., 'right': ...}}; got {losses!r}."
         )
+    checked: dict[str, Tensor | None] = {}
     for name, loss in losses.items():
+        if loss is None:
+            checked[name] = None
+            continue
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
-            raise ValueError(f"The loss of task {name!r} must be a scalar tensor; got {kind}. Reduce it first.")
-    names = tuple(losses) if names is None else names
-    if set(losses) != set(names):
-        missing = sorted(set(names) - set(losses))
-        unknown = sorted(set(losses) - set(names))
-        raise ValueError(
-            "`task_losses` must return the same tasks at every step."
-            f" Missing now: {missing}; not there before: {unknown}. For a batch without labels of a task, return a"
-            " loss of zero that is connected to the graph, such as `0 * prediction.sum()`."
-        )
-    # Half precision would not even hold the scale of a gradient scaler.
-    return {name: losses[name].float() if losses[name].dtype.itemsize < 4 else losses[name] for name in names}
+            raise ValueError(
+                f"The loss of task {name!r} must be a scalar tensor, or None without labels; got {kind}. Reduce it"
+                " first."
+            )
+        if not loss.is_floating_point():
+            raise ValueError(
+                f"The loss of task {name!r} must be a floating-point number; got {loss.dtype}. Return a real loss, such"
+                " as `output.abs().mean()`."
+            )
+        # Half precision would not even hold the scale of a gradient scaler.
+        checked[name] = loss.float() if loss.dtype.itemsize < 4 else loss
+    return checked
 
 
-def values_of(losses: Mapping[str, Tensor]) -> Tensor:
-    """The losses without graph, shape ``(K,)``."""
-    return torch.stack([loss.detach() for loss in losses.values()])
+def check_has_graph(losses: Mapping[str, Tensor]) -> None:
+    """Refuse a loss that nothing can be learned from.
+
+    Raises:
+        ValueError: If a loss has no graph.
+    """
+    for name, loss in losses.items():
+        if not loss.requires_grad:
+            raise ValueError(
+                f"The loss of task {name!r} has no graph: it is a constant, or it was computed from detached tensors or"
+                " under `torch.no_grad()`. Compute it from the output of the network. For a task without labels in this"
+                " batch, return None."
+            )
+
+
+def present(losses: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[str, Tensor]:
+    """The losses that are there, in the order of ``names``."""
+    found = {name: losses.get(name) for name in names}
+    return {name: loss for name, loss in found.items() if loss is not None}
+
+
+def values_of(losses: Mapping[str, Tensor], names: Sequence[str] | None = None) -> Tensor:
+    """The losses without graph, shape ``(K,)``.
+
+    Args:
+        losses: The losses by task.
+        names: The tasks; ``None`` for those of ``losses``. A task without a loss has zero.
+    """
+    if names is None or len(losses) == len(names):
+        return torch.stack([loss.detach() for loss in losses.values()])
+    zero = next((torch.zeros_like(loss.detach()) for loss in losses.values()), torch.zeros(()))
+    return torch.stack([losses[name].detach() if name in losses else zero for name in names])
 
 
 def mean_losses(losses: Sequence[Tensor], ranks: Ranks) -> Tensor:
     """Task losses of several micro-batches, averaged over them and over the processes, shape ``(K,)``."""
     return ranks.mean_(torch.stack(list(losses)).mean(dim=0))
+
+
+def repeated(before: Tensor, after: Tensor, names: Sequence[str]) -> str:
+    """Whether losses came back, in words; empty if they did.
+
+    Args:
+        before: Losses, shape ``(K,)``.
+        after: The same, evaluated again with the same parameters.
+        names: The tasks.
+    """
+    was, now = before.double().cpu(), after.double().cpu()
+    slack = 64 * torch.finfo(before.dtype).eps * was.abs().max()
+    wrong = ~((now - was).abs() <= _REPEATABLE * was.abs() + slack)
+    changes = [
+        f"task {name!r} from {float(was[index]):.6g} to {float(now[index]):.6g}"
+        for index, name in enumerate(names)
+        if wrong[index]
+    ]
+    return ", ".join(changes)
+
+
+def unrepeatable_message(who: str, changes: str) -> str:
+    """The error for losses that did not come back.
+
+    Args:
+        who: What evaluates the losses again.
+        changes: See :func:`repeated`.
+    """
+    return (
+        f"{who} evaluates `task_losses` again on the batch of a step, but with the same parameters it returned other"
+        f" losses: {changes}. It must be repeatable. Usual causes: it depends on something that each call changes (a"
+        " counter, a queue, an object that is neither a buffer nor an attribute of a module, a random generator outside"
+        " of the module), or it changes the batch in a way that cannot be undone. Keep such state in a buffer"
+        " (`register_buffer`), or update it in `on_train_batch_end`."
+    )
 
 
 def grads_are_finite(parameters: Iterable[Parameter]) -> bool:

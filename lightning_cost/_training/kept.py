@@ -35,8 +35,13 @@ class Kept:
         coming: The step after it, which collects requests.
         gradients: The task gradients of the last step.
         comparison: For a method that compares losses: the batches, and their losses before the optimizer step.
+        comparisons: Number of these comparisons in this fit.
+        clones_batches: Whether recorded batches get tensors of their own, because ``task_losses`` changes them in place.
         matrix: A matrix of task gradients whose memory the next step may reuse.
         hook: The hook in the optimizer.
+        prepared: The method that is ready for this fit.
+        tried: The method and the tasks that were last found to fit together.
+        warned_of_hooks: Whether a warning of hooks that edit ``.grad`` has been given.
     """
 
     names: tuple[str, ...] = ()
@@ -49,10 +54,15 @@ class Kept:
     coming: Step = field(default_factory=Step)
     gradients: TaskGradients | None = None
     comparison: tuple[list[RecordedBatch], Tensor] | None = None
+    comparisons: int = 0
+    clones_batches: bool = False
     matrix: Tensor | None = None
     hook: RemovableHandle | None = None
+    prepared: Method | None = None
+    tried: tuple[Any, tuple[str, ...]] = (None, ())
+    warned_of_hooks: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
-        left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook"))
-        return {**self.__dict__, **left_out, "coming": Step(), "replaying": False}
+        left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook", "prepared"))
+        return {**self.__dict__, **left_out, "coming": Step(), "replaying": False, "tried": (None, ())}

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
-from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torchjd.aggregation import (
     Aggregator,
     GramianWeightedAggregator,
-    MoDoWeighting,
-    SDMGradWeighting,
     WeightedAggregator,
 )
 from torchjd.scalarization import DWA, FAMO, Constant, Mean, Scalarizer, Sum
@@ -23,7 +19,8 @@ from typing_extensions import override
 
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._training.evaluate import Scalarization
-from lightning_cost._training.method_state import changed_without_backward, of_unknown_state
+from lightning_cost._training.method_checks import check_aggregation, check_scalarization
+from lightning_cost._training.narrowed import narrowed
 from lightning_cost._vectors import columns, combine
 from lightning_cost.gradients import TaskGradients
 
@@ -31,6 +28,8 @@ __all__: list[str] = []
 
 # Scalarizing the mean of the losses equals the mean of the scalarizations: nothing need be communicated.
 _LINEAR: tuple[type[Scalarizer], ...] = (Constant, Mean, Sum)
+# What FAMO adds to a loss before it takes the logarithm.
+_FAMO_EPSILON = 1e-8
 
 
 class Method:
@@ -51,24 +50,43 @@ class Method:
     def __init__(self, wrapped: Any = None) -> None:
         self.wrapped = wrapped
 
-    def scalarize(self, values: Tensor, ranks: Ranks) -> Scalarization:
+    def scalarize(self, losses: Mapping[str, Tensor], names: Sequence[str], ranks: Ranks) -> Scalarization:
         """Scalarize the task losses. All processes must call it in the same order.
 
         Args:
-            values: Task losses with a graph, shape ``(K,)``.
+            losses: Task losses with a graph, in the order of ``names``. A task without a loss is left out.
+            names: All tasks.
             ranks: The processes; ``Ranks()`` in validation, where one process may see more batches than another.
         """
-        return Scalarization(values.mean(), 1 / len(values))
+        values = _stacked(losses, ranks)
+        total = values.mean() if len(values) == len(names) else values.sum() / len(names)
+        return Scalarization(total, 1 / len(names))
 
-    def aggregate(self, gradients: TaskGradients, shared: Sequence[Parameter], ranks: Ranks) -> Iterator[Tensor]:
-        """The aggregation of the task gradients: one flat piece per shared parameter."""
+    def aggregate(
+        self, gradients: TaskGradients, names: Sequence[str], shared: Sequence[Parameter], ranks: Ranks
+    ) -> Iterator[Tensor]:
+        """The aggregation of the task gradients: one flat piece per shared parameter.
+
+        Args:
+            gradients: The gradients of the tasks that have one.
+            names: All tasks.
+            shared: The shared parameters.
+            ranks: The processes.
+        """
         raise NotImplementedError
 
     def end_epoch(self) -> None:
         """Called when an epoch has ended."""
 
-    def update(self, before: Tensor, after: Tensor, names: Sequence[str]) -> None:
-        """Learn from the task losses before and after an optimizer step, both of shape ``(K,)``."""
+    def update(self, before: Tensor, after: Tensor, names: Sequence[str], there: Sequence[bool]) -> None:
+        """Learn from the task losses before and after an optimizer step.
+
+        Args:
+            before: The losses before it, shape ``(K,)``.
+            after: The losses after it, shape ``(K,)``.
+            names: The tasks.
+            there: Which tasks had a loss in this step.
+        """
         raise NotImplementedError
 
 
@@ -76,9 +94,11 @@ class ScalarizerMethod(Method):
     """A scalarizer: it weighs losses, not gradients."""
 
     wrapped: Scalarizer
+    zero_for_missing = False
+    """Whether a task without a loss counts as a loss of zero. Otherwise it is left out."""
 
     @override
-    def scalarize(self, values: Tensor, ranks: Ranks) -> Scalarization:
+    def scalarize(self, losses: Mapping[str, Tensor], names: Sequence[str], ranks: Ranks) -> Scalarization:
         """Scalarize the losses of all processes together; each process differentiates its own share.
 
         The scalarization of the mean losses is not the mean of the scalarizations. So the method gets the mean losses,
@@ -86,21 +106,47 @@ class ScalarizerMethod(Method):
         which DDP takes, then equals the gradient of one process with the whole batch. Some methods draw random numbers,
         which differ between the processes: the weights of rank 0 count.
         """
+        values = _stacked(losses, ranks, None if len(losses) == len(names) else names)
+        there = [name in losses for name in names]
         if ranks.size == 1 or type(self.wrapped) in _LINEAR:
-            return Scalarization(self.wrapped(values), None)
+            total, weights = self._differentiated(values, there)
+            return Scalarization(total, None)
         zero = values - values.detach()
-        common = ranks.mean_(values.detach().clone()) + zero
-        total = self.wrapped(common)
-        (weights,) = torch.autograd.grad(total, common, retain_graph=True, allow_unused=True, materialize_grads=True)
+        flags = values.detach().new_tensor([float(flag) for flag in there])
+        common = ranks.mean_(torch.cat([values.detach(), flags]))
+        there = [share > 0 for share in common[len(names) :].tolist()]
+        total, weights = self._differentiated(common[: len(names)] + zero, there)
         mine = torch.cat([weights, total.detach().reshape(1)])
         correction = ranks.broadcast_(mine.clone()) - mine
         return Scalarization(total + (correction[:-1] * zero).sum() + correction[-1], None)
 
+    def _differentiated(self, values: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """The scalarization of all losses, and its derivatives, shape ``(K,)``.
+
+        Raises:
+            ValueError: If one of them is not finite, although the losses are.
+        """
+        kept = [index for index, flag in enumerate(there) if flag]
+        if not values.requires_grad:
+            # This process has no loss. Its derivatives are needed to agree with the others.
+            values = values.detach().requires_grad_()
+        every = self.zero_for_missing or type(self.wrapped) in _LINEAR or len(kept) == len(there)
+        with narrowed(self.wrapped, range(len(there)) if every else kept, len(there)):
+            total = self.wrapped(values if every else values[kept])
+            weights = torch.zeros_like(values)
+            if isinstance(total, Tensor) and total.requires_grad:
+                (weights,) = torch.autograd.grad(
+                    total, values, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+        check_scalarization(self.wrapped, values, total, weights)
+        return total, weights
+
 
 class DwaMethod(ScalarizerMethod):
-    """DWA compares the mean losses of the last two epochs."""
+    """DWA compares the mean losses of the last two epochs. A loss of zero stands for a missing one in the mean."""
 
     wrapped: DWA
+    zero_for_missing = True
 
     @override
     def end_epoch(self) -> None:
@@ -114,8 +160,14 @@ class FamoMethod(ScalarizerMethod):
     compares_losses = True
 
     @override
-    def update(self, before: Tensor, after: Tensor, names: Sequence[str]) -> None:
-        """Update the logits.
+    def _differentiated(self, values: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        flags = torch.tensor(list(there), device=values.device)
+        self._check_bounds(flags, values.detach())
+        return super()._differentiated(values, there)
+
+    @override
+    def update(self, before: Tensor, after: Tensor, names: Sequence[str], there: Sequence[bool]) -> None:
+        """Update the logits. A task without a loss keeps its logit, but for the momentum of FAMO's optimizer.
 
         Raises:
             ValueError: If a loss is below its lower bound.
@@ -123,17 +175,30 @@ class FamoMethod(ScalarizerMethod):
         if not bool(torch.isfinite(after).all()):
             # The logits would never recover. The next training step says what is wrong, or the gradient scaler does.
             return
-        lowest = self.wrapped.min_losses.to(before)
-        if bool((torch.minimum(before, after) < lowest).any()):
-            raise ValueError(
-                "FAMO takes the logarithm of the difference between each loss and its `min_losses`, which are"
-                f" {lowest.tolist()} for the tasks {list(names)}. The losses are {before.tolist()} before the optimizer"
-                f" step and {after.tolist()} after it. Pass lower bounds of the losses as `min_losses`."
-            )
+        lowest, method = self.wrapped.min_losses.to(before), self.wrapped
+        flags = torch.tensor(list(there), device=before.device)
+        self._check_bounds(flags, before)
+        self._check_bounds(flags, after)
+        if not all(there):
+            # FAMO compares the progress of each task with the weighted mean. A missing task gets just this mean.
+            weights = torch.softmax(method._w.detach(), dim=0) * flags
+            progress = (before - lowest + _FAMO_EPSILON).log() - (after - lowest + _FAMO_EPSILON).log()
+            mean = (weights * progress.where(flags, 0.0)).sum() / weights.sum()
+            before = before.where(flags, lowest + 1 - _FAMO_EPSILON)
+            after = after.where(flags, lowest + (-mean).exp() - _FAMO_EPSILON)
         # The last call may have been for one of several micro-batches, or for the point that a teleport left.
         with torch.no_grad():
-            self.wrapped(before)
-        self.wrapped.update(after)
+            method(before)
+        method.update(after)
+
+    def _check_bounds(self, flags: Tensor, losses: Tensor) -> None:
+        lowest = self.wrapped.min_losses.to(losses)
+        if bool((losses < lowest)[flags].any()):
+            raise ValueError(
+                "FAMO takes the logarithm of the difference between each loss and its `min_losses`, which are"
+                f" {lowest.tolist()} in the order of the tasks. The losses are {losses.tolist()}. Pass lower bounds of"
+                " the losses as `min_losses`."
+            )
 
 
 class AggregatorMethod(Method):
@@ -143,11 +208,13 @@ class AggregatorMethod(Method):
     aggregates = True
 
     @override
-    def scalarize(self, values: Tensor, ranks: Ranks) -> Scalarization:
-        return Scalarization(values.sum(), 1.0)
+    def scalarize(self, losses: Mapping[str, Tensor], names: Sequence[str], ranks: Ranks) -> Scalarization:
+        return Scalarization(_stacked(losses, ranks).sum(), 1.0)
 
     @override
-    def aggregate(self, gradients: TaskGradients, shared: Sequence[Parameter], ranks: Ranks) -> Iterator[Tensor]:
+    def aggregate(
+        self, gradients: TaskGradients, names: Sequence[str], shared: Sequence[Parameter], ranks: Ranks
+    ) -> Iterator[Tensor]:
         """See :meth:`Method.aggregate`.
 
         Methods that weigh the rows by their Gramian get the Gramian that is known already. If such a method has hooks,
@@ -155,25 +222,53 @@ class AggregatorMethod(Method):
         processes: the result of rank 0 counts.
         """
         method, matrix = self.wrapped, gradients.matrix
-        if (
-            not isinstance(method, GramianWeightedAggregator)
-            or type(method).forward is not WeightedAggregator.forward
-            or any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
-        ):
-            yield from columns(ranks.broadcast_(method(matrix)), shared)
+        kept = [names.index(name) for name in gradients.names]
+        if len(kept) == 1 < len(names):
+            # Nothing to weigh.
+            yield from columns(matrix[0], shared)
             return
-        weights = ranks.broadcast_(method.gramian_weighting(gradients.gramian)).to(matrix)
+        with narrowed(method, kept, len(names)):
+            if (
+                not isinstance(method, GramianWeightedAggregator)
+                or type(method).forward is not WeightedAggregator.forward
+                or any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
+            ):
+                result, weights = method(matrix), None
+                check_aggregation(method, result, (matrix.shape[1],))
+            else:
+                weights = method.gramian_weighting(gradients.gramian)
+                check_aggregation(method, weights, (len(kept),))
+        if weights is None:
+            yield from columns(ranks.broadcast_(result), shared)
+            return
+        weights = ranks.broadcast_(weights).to(matrix)
         for piece in columns(matrix, shared):
             yield combine(piece, weights)
 
 
-def write_gradient(pieces: Iterable[Tensor], shared: Sequence[Parameter]) -> None:
-    """Write one flat piece per shared parameter into its ``.grad``."""
+def _stacked(losses: Mapping[str, Tensor], ranks: Ranks, names: Sequence[str] | None = None) -> Tensor:
+    """The losses as one tensor, with zeros for the tasks of ``names`` that have none."""
+    zero = next((torch.zeros_like(loss) for loss in losses.values()), torch.zeros((), device=ranks.device))
+    if names is None:
+        return torch.stack(list(losses.values())) if losses else zero.expand(1)
+    return torch.stack([losses.get(name, zero) for name in names])
+
+
+def write_gradient(pieces: Iterable[Tensor], shared: Sequence[Parameter], loss_scale: float = 1.0) -> None:
+    """Write one flat piece per shared parameter into its ``.grad``.
+
+    Args:
+        pieces: The pieces.
+        shared: The shared parameters.
+        loss_scale: The factor that ``.grad`` has while a gradient scaler has not unscaled it.
+    """
     for parameter, piece in zip(shared, pieces, strict=True):
         # A parameter that no task reaches has no gradient, and optimizers skip it. With zeros its weights would decay.
         if parameter.grad is None:
             continue
         view = piece.view(parameter.shape)
+        if loss_scale != 1:
+            view = view * loss_scale
         if parameter.grad.is_sparse:
             parameter.grad = view.to(parameter.dtype).sparse_mask(parameter.grad.coalesce())
         else:
@@ -200,41 +295,3 @@ def make_method(wrapped: Any) -> Method:
         "`mtl_method` must be a torchjd.aggregation.Aggregator, a torchjd.scalarization.Scalarizer or None for the"
         f" mean of the losses; got {wrapped!r}."
     )
-
-
-def check_method(method: nn.Module, module: LightningModule) -> None:
-    """Refuse methods that cannot be trained like this.
-
-    Raises:
-        MisconfigurationException: If the method needs several batches a step, or if parameters of it are in no
-            optimizer.
-    """
-    for part in method.modules():
-        if isinstance(part, (MoDoWeighting, SDMGradWeighting)):
-            raise MisconfigurationException(
-                f"{type(part).__name__} weighs the tasks by the products of their gradients on two independent batches,"
-                " but a training step has one batch. Use another method, such as torchjd.aggregation.MGDA."
-            )
-    trained = {
-        parameter
-        for optimizer in module.trainer.optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    by_itself = changed_without_backward(method)
-    missing = [
-        f"mtl_method.{name}"
-        for name, parameter in method.named_parameters()
-        if parameter.requires_grad and parameter not in trained and name not in by_itself
-    ]
-    if missing:
-        raise MisconfigurationException(
-            f"{type(method).__name__} learns {', '.join(missing)}, but no optimizer has it. Pass `self.parameters()` to"
-            " the optimizer in `configure_optimizers`, not only the parameters of the network."
-        )
-    for name in of_unknown_state(method):
-        rank_zero_warn(
-            f"The library does not know what {name} remembers from step to step. A checkpoint holds its parameters and"
-            " buffers only, and a resumed run starts without the rest. Give it `get_extra_state` and `set_extra_state`"
-            " (of torch.nn.Module) to save the rest."
-        )

@@ -7,7 +7,6 @@ module.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torchjd import Stateful
 
-from lightning_cost._lightning.recording import BufferState
+from lightning_cost._lightning.state import ModuleState
 
 __all__: list[str] = []
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class _Remembered:
@@ -104,36 +101,9 @@ _REMEMBERED = {
 }
 
 
-class MethodSnapshot:
-    """What a multi-task method and its parts remember now, in attributes and buffers.
-
-    Args:
-        method: The method; anything but a module remembers nothing.
-    """
-
-    def __init__(self, method: object) -> None:
-        parts = list(method.modules()) if isinstance(method, nn.Module) else []
-        self._attributes = [(part, dict(vars(part))) for part in parts]
-        self._buffers = BufferState(parts)
-        owned = [value for part in parts for name, value in vars(part).items() if name not in _OF_EVERY_MODULE]
-        self._tensors = [(value, value.detach().clone()) for value in owned if isinstance(value, Tensor)]
-        self._containers = [(value, copy.copy(value)) for value in owned if isinstance(value, (list, dict, set))]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Undo what calls have changed since."""
-        self._buffers.restore()
-        for part, attributes in self._attributes:
-            vars(part).clear()
-            vars(part).update(attributes)
-        for tensor, value in self._tensors:
-            tensor.copy_(value)
-        for container, content in self._containers:
-            container.clear()
-            if isinstance(container, list):
-                container.extend(content)
-            else:
-                container.update(content)
+def snapshot(method: object) -> ModuleState:
+    """What a multi-task method and its parts remember now; anything but a module remembers nothing."""
+    return ModuleState(method.modules() if isinstance(method, nn.Module) else ())
 
 
 class MethodState:
@@ -247,11 +217,29 @@ def _move_constants(method: nn.Module, device: torch.device) -> None:
                 vars(part)[name] = value.to(device)
 
 
+def remembered_names(part: nn.Module) -> frozenset[str]:
+    """The attributes in which a part of a method remembers something."""
+    remembered = _remembered_of(part)
+    return frozenset() if remembered is None else frozenset(remembered.names)
+
+
+def derive(part: nn.Module) -> None:
+    """Set the attributes of a part that follow from what it remembers."""
+    remembered = _remembered_of(part)
+    if remembered is not None:
+        remembered.derive(part)
+
+
+def _remembered_of(part: nn.Module) -> _Remembered | None:
+    bases = (base for base in type(part).__mro__ if base.__module__.startswith("torchjd."))
+    found = next((_REMEMBERED[base.__name__] for base in bases if base.__name__ in _REMEMBERED), None)
+    return found if found is not None and all(hasattr(part, name) for name in found.names) else None
+
+
 def _remembering(method: nn.Module) -> Iterator[tuple[str, nn.Module, _Remembered]]:
     for path, part in method.named_modules():
-        bases = (base for base in type(part).__mro__ if base.__module__.startswith("torchjd."))
-        remembered = next((_REMEMBERED[base.__name__] for base in bases if base.__name__ in _REMEMBERED), None)
-        if remembered is not None and all(hasattr(part, name) for name in remembered.names):
+        remembered = _remembered_of(part)
+        if remembered is not None:
             yield path, part, remembered
 
 

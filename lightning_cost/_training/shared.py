@@ -64,20 +64,36 @@ def shared_modules(module: LightningModule) -> dict[str, nn.Module]:
 
 
 def shared_parameters(module: LightningModule) -> list[Parameter]:
-    """The parameters of the shared modules that require a gradient, each once.
+    """The parameters of the shared modules that require a gradient, each once. All may be frozen for now.
 
     Raises:
-        MisconfigurationException: If there are none.
+        MisconfigurationException: If the shared modules have no parameters.
     """
     shared: dict[Parameter, None] = {}
     for part in shared_modules(module).values():
-        shared.update(dict.fromkeys(parameter for parameter in part.parameters() if parameter.requires_grad))
+        shared.update(dict.fromkeys(part.parameters()))
     if not shared:
         raise MisconfigurationException(
-            f"`shared_module={module.shared_module!r}` of {type(module).__name__} has no parameter that requires a"
-            " gradient. Name the module whose parameters the tasks share, and unfreeze some of them."
+            f"`shared_module={module.shared_module!r}` of {type(module).__name__} has no parameters. Name the module"
+            " whose parameters the tasks share."
         )
-    return list(shared)
+    return [parameter for parameter in shared if parameter.requires_grad]
+
+
+def trained_parameters(module: LightningModule) -> list[Parameter]:
+    """The shared parameters that the optimizer trains now, each once. There may be none for a while.
+
+    They require a gradient, and are in a parameter group whose learning rate is not zero.
+    """
+    groups = [group for optimizer in module.trainer.optimizers for group in optimizer.param_groups]
+    trained = {parameter for group in groups if _learns(group) for parameter in group["params"]}
+    return [parameter for parameter in shared_parameters(module) if parameter in trained]
+
+
+def _learns(group: dict[str, Any]) -> bool:
+    rate = group.get("lr")
+    # Some optimizers find their own learning rate.
+    return rate is None or float(rate) != 0
 
 
 def _find(module: LightningModule, path: str) -> nn.Module:

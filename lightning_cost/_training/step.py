@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch
+from lightning_cost._lightning.state import ModuleState
 from lightning_cost._training.accumulator import Accumulator
-from lightning_cost._training.evaluate import Scalarization, mean_losses
+from lightning_cost._training.evaluate import Scalarization, mean_losses, values_of
+from lightning_cost._training.grads import GradMark
 from lightning_cost.gradients import TaskGradients
 
 __all__: list[str] = []
@@ -44,7 +47,10 @@ class Step:
         pending: See :class:`PendingLosses`.
         batches: The recorded batches that were differentiated.
         accumulator: Collects the task gradients; ``None`` if nobody needs them.
-        moved: Task gradients and task losses of the point that a teleport moved to; ``None`` without a teleport.
+        method_before: What the method remembered before it aggregated these gradients.
+        aggregated: Whether ``.grad`` of the shared parameters holds the aggregation.
+        mark: What ``.grad`` was when the last backward pass had ended.
+        moved: Task gradients and losses by task of the point that a teleport moved to; ``None`` without a teleport.
         global_step: ``trainer.global_step`` when task gradients were computed.
     """
 
@@ -54,7 +60,10 @@ class Step:
     pending: PendingLosses | None = None
     batches: list[RecordedBatch] = field(default_factory=list)
     accumulator: Accumulator | None = None
-    moved: tuple[TaskGradients, Tensor] | None = None
+    method_before: ModuleState | None = None
+    aggregated: bool = False
+    mark: GradMark | None = None
+    moved: tuple[TaskGradients, dict[str, float]] | None = None
     global_step: int | None = None
 
     @property
@@ -67,6 +76,9 @@ class Step:
         # Between micro-batches, or if `training_step` skipped the last one: rows of this process alone.
         return self.accumulator.gradients or self.accumulator.complete(average=False)
 
-    def losses(self, ranks: Ranks) -> Tensor:
-        """The task losses of the recorded batches, averaged over them and over the processes, shape ``(K,)``."""
-        return mean_losses([batch.losses for batch in self.batches], ranks)
+    def losses(self, names: Sequence[str], ranks: Ranks) -> Tensor:
+        """The task losses of the recorded batches, averaged over them and over the processes, shape ``(K,)``.
+
+        A task without a loss in a batch counts as zero there.
+        """
+        return mean_losses([values_of(batch.losses, names) for batch in self.batches], ranks)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torchmetrics import CatMetric, MeanMetric
 
-from lightning_cost._lightning.recording import BufferState, preserved
+from lightning_cost._lightning.recording import preserved
+from lightning_cost._lightning.state import BufferState
 from tests.support.nets import Batch, Net, fit, make_batches, make_mlp
 from tests.support.teleporting import assert_same, snapshot, teleporter
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import lightning as L
 import pytest
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_cost import LevelSetSearch, PenaltySearch
@@ -68,13 +66,6 @@ def test_a_small_share_of_the_parameters_warns() -> None:
     callback = teleporter(search=LevelSetSearch(target_modules=["backbone.2"]))
     with pytest.warns(UserWarning, match="in 38% of the shared parameters"):
         fit(Net(), make_batches(2), callbacks=[callback])
-
-
-def test_an_optimizer_without_the_shared_parameters_is_refused() -> None:
-    module = Net()
-    module.configure_optimizers = lambda: torch.optim.SGD(module.heads.parameters(), lr=0.1)  # type: ignore[method-assign]
-    with pytest.raises(MisconfigurationException, match="updates none of the shared parameters"):
-        fit(module, make_batches(1), callbacks=[teleporter()])
 
 
 def test_the_optimizer_is_left_without_a_hook() -> None:

@@ -171,7 +171,7 @@ def test_the_largest_gradient_is_expected_from_the_losses() -> None:
     expected = ExpectedNorms()
     assert expected.largest(["left", "right"], [1.0, 1.0]) is None
     gradients = TaskGradients(["left", "right", "ink"], torch.tensor([[3.0, 4.0], [0.0, 1.0], [9.0, 0.0]]))
-    expected.learn(gradients, [-2.0, 0.1, 0.0])
+    expected.learn(gradients, {"left": -2.0, "right": 0.1, "ink": 0.0})
     # Norm over absolute loss. A loss of zero says nothing of its task.
     assert expected.rates == pytest.approx({"left": 2.5, "right": 10.0})
     assert expected.largest(["left", "right", "ink"], [1.0, 1.0, 1.0]) is None
@@ -190,5 +190,5 @@ def test_no_gradient_is_expected_to_be_the_largest_of_losses_that_tell_nothing(l
 def test_rates_are_those_of_the_last_step_with_a_loss() -> None:
     expected = ExpectedNorms()
     for norm, loss in ((1.0, 1.0), (6.0, 2.0), (9.0, 0.0)):
-        expected.learn(TaskGradients(["left"], torch.tensor([[norm]])), [loss])
+        expected.learn(TaskGradients(["left"], torch.tensor([[norm]])), {"left": loss})
     assert expected.rates == {"left": 3.0}

@@ -95,7 +95,7 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
             return DataLoader(make_batches(2, seed=1), batch_size=None)
 
         def on_before_optimizer_step(self, optimizer: Any) -> None:
-            recorded.append([record.batch_idx for record in Engine(self).step.batches])
+            recorded.append([record.scene.batch_idx for record in Engine(self).step.batches])
             values.extend(record.losses for record in Engine(self).step.batches)
             super().on_before_optimizer_step(optimizer)
 
@@ -105,24 +105,20 @@ def test_batches_are_recorded_until_the_optimizer_step_and_those_of_validation_n
         first = torch.stack(list(module.losses(batches[0]).values()))
     fit(module, batches, accumulate_grad_batches=4, val_check_interval=2)
     assert recorded == [[0, 1, 2, 3], []]
-    assert torch.equal(values[0], first)
-
-
-class Counting(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[bool] = []
-
-    def task_losses(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
-        self.calls.append(self.replaying)
-        return super().task_losses(batch, batch_idx)
+    assert torch.equal(torch.stack(list(values[0].values())), first)
 
 
 def test_replaying_tells_further_evaluations_from_training_steps() -> None:
-    module = Counting()
-    fit(module, make_batches(4), callbacks=[teleporter()])
-    assert module.calls.count(False) == 4
-    assert module.calls.count(True) > 4
+    calls: list[bool] = []
+
+    class Counting(Net):
+        def task_losses(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
+            calls.append(self.replaying)
+            return super().task_losses(batch, batch_idx)
+
+    fit(Counting(), make_batches(4), callbacks=[teleporter()])
+    assert calls.count(False) == 4
+    assert calls.count(True) > 4
 
 
 def test_an_interrupted_step_does_not_reach_into_the_next_fit() -> None:
@@ -212,7 +208,7 @@ class Windows(L.Callback):
         self.seen = []
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.seen.append([record.batch_idx for record in Engine(pl_module).step.batches])
+        self.seen.append([record.scene.batch_idx for record in Engine(pl_module).step.batches])
 
 
 def test_an_abandoned_window_does_not_leak_into_the_next() -> None:

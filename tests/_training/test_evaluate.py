@@ -12,7 +12,8 @@ from torch.nn import Parameter
 from torchjd import scalarization
 from torchjd.aggregation import UPGrad
 
-from lightning_cost._training.evaluate import check_finite, check_losses, grads_are_finite, values_of
+from lightning_cost._training.evaluate import check_finite, check_losses, grads_are_finite, present, values_of
+from lightning_cost._training.engine import Engine
 from tests.support.nets import Net, assert_moved, assert_same_parameters, fit, make_batches
 
 
@@ -32,11 +33,14 @@ def test_losses_may_differ_in_type() -> None:
     ("returned", "error", "message"),
     [
         (lambda losses: losses | {"right": losses["right"].expand(2)}, ValueError, r"'right' must be a scalar.*\(2,\)"),
-        (lambda losses: losses | {"ink": 0.5}, ValueError, "'ink' must be a scalar tensor; got type float"),
-        (lambda losses: losses | {"ink": None}, ValueError, "'ink' must be a scalar tensor; got type NoneType"),
+        (lambda losses: losses | {"ink": 0.5}, ValueError, "'ink' must be a scalar tensor, or None without labels; got type float"),
+        (lambda losses: losses | {"ink": losses["ink"].detach()}, ValueError, "'ink' has no graph.*return None"),
+        (lambda losses: losses | {"ink": torch.tensor(1)}, ValueError, "'ink' must be a floating-point number; got torch.i"),
+        (lambda losses: losses | {"ink": losses["ink"] * 1j}, ValueError, "'ink' must be a floating-point.*complex64"),
+        (lambda losses: losses | {1: losses["ink"]}, TypeError, "dictionary with a scalar tensor per task"),
         (lambda losses: losses | {"left": losses["left"] * torch.nan}, ValueError, "task 'left' is not finite.*nan"),
         (lambda losses: losses | {"ink": losses["ink"] / 0}, ValueError, "task 'ink' is not finite: {'ink': inf}"),
-        (lambda losses: {}, TypeError, r"dictionary with a scalar tensor per task.*got \{\}"),
+        (lambda losses: {}, ValueError, r"`task_losses` of Bad returned no task; got \{\}"),
         (lambda losses: list(losses.values()), TypeError, r"dictionary with a scalar tensor per task.*got \["),
         (lambda losses: sum(losses.values()), TypeError, "dictionary with a scalar tensor per task.*got tensor"),
         (lambda losses: None, TypeError, "dictionary with a scalar tensor per task.*got None"),
@@ -62,31 +66,27 @@ def test_all_losses_that_are_not_finite_are_named() -> None:
         fit(module, make_batches(1))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda losses: {"left": losses["left"]}, r"Missing now: \['ink', 'right'\]; not there before: \[\]"),
-        (lambda losses: losses | {"new": losses["left"]}, r"Missing now: \[\]; not there before: \['new'\]"),
-    ],
-)
 @pytest.mark.parametrize("method", [None, UPGrad()])
-def test_tasks_that_change_during_a_run_are_refused(change: Any, message: str, method: Any) -> None:
+def test_a_task_that_appears_later_counts_from_there_and_is_said(method: Any) -> None:
     class Changing(Net):
         def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
             losses = self.losses(batch)
-            return change(losses) if batch_idx == 2 else losses
+            return losses | {"new": losses["left"]} if batch_idx == 2 else losses
 
-    with pytest.raises(ValueError, match=message):
-        fit(Changing(method), make_batches(3))
+    module = Changing(method)
+    with pytest.warns(UserWarning, match=r"returned 'new' for the first time, beside the tasks \['left', 'right', 'ink'\]"):
+        fit(module, make_batches(4))
+    assert Engine(module).names == ("left", "right", "ink", "new")
 
 
 def test_losses_are_put_in_the_order_of_the_run_and_in_single_precision() -> None:
     losses = {"right": torch.tensor(1.0, dtype=torch.float16), "left": torch.tensor(2.0, dtype=torch.float64)}
-    assert list(check_losses(losses, None)) == ["right", "left"]
-    found = check_losses(losses, ["left", "right"])
+    assert list(check_losses(losses)) == ["right", "left"]
+    found = present(check_losses(losses | {"ink": None}), ["left", "ink", "right"])
     assert list(found) == ["left", "right"]
     assert [loss.dtype for loss in found.values()] == [torch.float64, torch.float32]
     assert values_of(found).tolist() == [2.0, 1.0]
+    assert values_of(found, ["left", "ink", "right"]).tolist() == [2.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(

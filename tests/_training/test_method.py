@@ -124,7 +124,7 @@ def test_methods_that_need_two_batches_a_step_are_refused(weighting: Any) -> Non
 
 def test_famo_refuses_losses_below_their_bounds() -> None:
     with pytest.raises(
-        ValueError, match=r"its `min_losses`, which are \[5.0, 0.0, 0.0\] for the tasks \['left', 'right'"
+        ValueError, match=r"FAMO failed at step 0: .*its `min_losses`, which are \[5.0, 0.0, 0.0\] in the order"
     ):
         fit(Net(FAMO(3, min_losses=torch.tensor([5.0, 0, 0]))), make_batches(1))
 

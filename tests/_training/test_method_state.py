@@ -45,8 +45,11 @@ class BeforeAndAfter(L.Callback):
         self.states.append([copy.deepcopy(state_of(method)), attributes, parameters])
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
-def test_teleports_leave_the_state_of_a_method_alone(name: str) -> None:
+SCALARIZERS = [name for name, make in REMEMBERING.items() if isinstance(make(), Scalarizer)]
+
+
+@pytest.mark.parametrize("name", SCALARIZERS)
+def test_teleports_leave_the_state_of_a_scalarizer_alone(name: str) -> None:
     before, after, callback = BeforeAndAfter(), BeforeAndAfter(), teleporter()
     module = Net(REMEMBERING[name]())
     module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
@@ -57,6 +60,35 @@ def test_teleports_leave_the_state_of_a_method_alone(name: str) -> None:
     if name != "RLW":
         with pytest.raises(AssertionError):
             assert_same(before.states[-1], before.states[0])
+
+
+class Replica(L.Callback):
+    """Applies a copy of the method once in each step, to the task gradients that the step goes on with."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.method(pl_module.task_gradients.matrix)
+
+
+@pytest.mark.parametrize("name", ["PCD", "Nash-MTL", "ExcessMTL"])
+def test_a_step_with_a_teleport_is_one_step_of_an_aggregator(name: str) -> None:
+    replica, callback = Replica(REMEMBERING[name]()), teleporter()
+    module = Net(REMEMBERING[name]())
+    module.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
+    fit(module, make_batches(5), callbacks=[callback, replica], max_epochs=3)
+    assert sum(report.accepted for report in callback.reports) >= 5
+    for one, other in zip(_flat(state_of(module.mtl_method)), _flat(state_of(replica.method)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def _flat(state: Any) -> list[Tensor]:
+    if isinstance(state, dict):
+        return [leaf for value in state.values() for leaf in _flat(value)]
+    return [torch.as_tensor(state)] if isinstance(state, (Tensor, int, float)) else []
 
 
 class Nested(Scalarizer):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lightning_cost import TaskGradients
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._lightning.recording import RecordedBatch
-from lightning_cost._lightning.rng import RngState
+from lightning_cost._lightning.recording import RecordedBatch, Scene
 from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
-from lightning_cost._training.evaluate import Numerics, mean_losses, values_of
+from lightning_cost._training.evaluate import Numerics, mean_losses
 from lightning_cost._training.step import Step
 
 
 def recorded(*losses: float) -> RecordedBatch:
-    return RecordedBatch(None, 0, RngState.capture(), torch.tensor(losses))
+    by_task = {name: torch.tensor(loss) for name, loss in zip(("left", "right"), losses, strict=True)}
+    return RecordedBatch(Scene(nn.Module(), None, 0), by_task)
 
 
 class Mean(Ranks):
@@ -28,11 +28,11 @@ class Mean(Ranks):
 
 def test_losses_are_averaged_over_the_batches_and_the_processes() -> None:
     step = Step(batches=[recorded(1.0, 4.0), recorded(3.0, 0.0)])
-    assert step.losses(Ranks()).tolist() == [2.0, 2.0]
-    assert step.losses(Mean()).tolist() == [1.0, 1.0]
+    assert step.losses(("left", "right"), Ranks()).tolist() == [2.0, 2.0]
+    assert step.losses(("left", "right"), Mean()).tolist() == [1.0, 1.0]
     assert mean_losses([torch.tensor([1.0, 2.0])], Ranks()).tolist() == [1.0, 2.0]
     # Averaging over the processes writes into no recorded batch.
-    assert step.batches[0].losses.tolist() == [1.0, 4.0]
+    assert [loss.item() for loss in step.batches[0].losses.values()] == [1.0, 4.0]
 
 
 def test_a_step_without_task_gradients_has_none() -> None:
@@ -44,7 +44,7 @@ def accumulating(parameter: Parameter) -> Accumulator:
     accumulator = Accumulator([parameter], ExpectedNorms(), Numerics())
     losses = {"left": 2 * parameter.sum(), "right": 3 * parameter.sum()}
     total = torch.stack(list(losses.values())).sum()
-    accumulator.add(losses, None, 1.0, total.backward, values_of(losses))
+    accumulator.add(losses, None, 1.0, total.backward, {name: loss.item() for name, loss in losses.items()})
     return accumulator
 
 
@@ -61,5 +61,5 @@ def test_gradients_are_those_of_the_micro_batches_so_far() -> None:
 
 def test_gradients_of_the_point_that_a_teleport_moved_to_take_precedence() -> None:
     moved = TaskGradients(["left", "right"], torch.eye(2))
-    step = Step(accumulator=accumulating(Parameter(torch.ones(1))), moved=(moved, torch.ones(2)))
+    step = Step(accumulator=accumulating(Parameter(torch.ones(1))), moved=(moved, {"left": 1.0, "right": 1.0}))
     assert step.gradients is moved

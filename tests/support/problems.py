@@ -13,10 +13,8 @@ from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
 from lightning_cost import MultiTaskMixin, TaskGradients
-from lightning_cost._lightning.recording import RecordedBatch
-from lightning_cost._lightning.rng import RngState
+from lightning_cost._lightning.recording import RecordedBatch, Scene
 from lightning_cost._training.engine import Engine
-from lightning_cost._training.evaluate import values_of
 from lightning_cost._training.shared import shared_modules, shared_parameters
 from lightning_cost.objectives import Objective
 from lightning_cost.searches import SearchContext
@@ -107,8 +105,8 @@ def _trainer_of_precision(precision: str) -> Trainer:
 
 
 def record(module: MultiTaskMixin, batch: Any, batch_idx: int = 0) -> RecordedBatch:
-    rng = RngState.capture()
-    return RecordedBatch(batch, batch_idx, rng, values_of(Engine(module).evaluate(batch, batch_idx)))
+    scene = Scene(module, batch, batch_idx)
+    return RecordedBatch(scene, Engine(module).evaluate(batch, batch_idx))
 
 
 def surface_of(module: MultiTaskMixin, *batches: Any, seed: int = 0, precision: str = "32-true") -> Surface:

@@ -11,7 +11,7 @@ from torchjd.aggregation import UPGrad
 from torchjd.scalarization import UW, Constant
 
 from lightning_cost import MultiTaskMixin
-from lightning_cost._training.shared import shared_parameters
+from lightning_cost._training.shared import trained_parameters
 from tests.support.nets import Net, make_batches, make_mlp
 
 
@@ -28,7 +28,7 @@ class Watched(MultiTaskMixin):
         return self.by_task
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
-        shared, rows = shared_parameters(self), []
+        shared, rows = trained_parameters(self), []
         for task_loss in self.by_task.values():
             pieces = torch.autograd.grad(task_loss, shared, retain_graph=True, allow_unused=True)
             pieces = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(shared, pieces, strict=True)]

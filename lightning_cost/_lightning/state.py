@@ -1,0 +1,118 @@
+"""What modules hold apart from their parameters, so that evaluating them leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__: list[str] = []
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_CONTAINERS = (list, dict, set, deque)
+
+
+class BufferState:
+    """The values of the buffers of some modules, including buffers that are ``None``.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        parts = list(modules)
+        self._buffers = [(owner, *item) for owner in parts for item in owner._buffers.items()]
+        self._values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in self._buffers]
+        self._names = [(owner, frozenset(owner._buffers)) for owner in parts]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set the buffers to what they were, and remove those that were not there."""
+        for owner, names in self._names:
+            for name in owner._buffers.keys() - names:
+                del owner._buffers[name]
+        for (owner, name, buffer), value in zip(self._buffers, self._values, strict=True):
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
+            owner._buffers[name] = buffer
+
+
+class ModuleState:
+    """What some modules hold now apart from parameters: buffers, attributes, containers and random generators.
+
+    Attributes are restored to the objects that they were. Of these objects, tensors, lists, dictionaries, sets and
+    random generators also get back their content. An object of another kind keeps what evaluations did to it.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        parts = list(modules)
+        self._buffers = BufferState(parts)
+        self._attributes = [(part, dict(vars(part))) for part in parts]
+        self._contents: list[Callable[[], object]] = []
+        for _, attributes in self._attributes:
+            for name, value in attributes.items():
+                undo = None if name in _OF_EVERY_MODULE else _undo(value)
+                if undo is not None:
+                    self._contents.append(undo)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo what has happened since."""
+        self._buffers.restore()
+        for part, attributes in self._attributes:
+            now = vars(part)
+            # Only what differs: compiled code checks whether a dictionary has been written to.
+            for name in now.keys() - attributes.keys():
+                # A function is no state: somebody has replaced a method.
+                if not callable(now[name]):
+                    del now[name]
+            for name, value in attributes.items():
+                if (name not in now or now[name] is not value) and not callable(value):
+                    now[name] = value
+        for undo in self._contents:
+            undo()
+
+
+def _undo(value: object) -> Callable[[], object] | None:
+    """What restores the content of an attribute; ``None`` if it has none that can change."""
+    if isinstance(value, Tensor):
+        # A tensor with a graph belongs to the step under way. Writing into it would break its backward pass.
+        return None if value.requires_grad else partial(_write, value, value.clone())
+    if isinstance(value, _CONTAINERS):
+        return partial(_refill, value, copy.copy(value))
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.ndarray):
+        return partial(np.copyto, value, value.copy())
+    return None
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    tensor.copy_(value)
+
+
+def _refill(container: Any, content: Any) -> None:
+    if len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True)):
+        if not isinstance(container, dict) or all(container[key] is value for key, value in content.items()):
+            return
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(content)
+    else:
+        container.update(content)

@@ -1,0 +1,184 @@
+"""Evaluating the task losses of a module, for the first time or again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_cost._lightning.checks import loss_scale_of
+from lightning_cost._lightning.ranks import Ranks
+from lightning_cost._lightning.recording import RecordedBatch, preserved
+from lightning_cost._training.evaluate import (
+    Numerics,
+    Scalarization,
+    check_losses,
+    mean_losses,
+    present,
+    repeated,
+    unrepeatable_message,
+    values_of,
+)
+from lightning_cost._training.kept import Kept
+from lightning_cost._training.method import Method, make_method
+from lightning_cost._training.method_checks import check_number_of_tasks, named_errors
+from lightning_cost._training.method_state import snapshot
+from lightning_cost._training.step import Step
+
+__all__: list[str] = []
+
+# How often a method that compares losses looks whether they come back without an optimizer step.
+_REPEAT_EVERY = 100
+
+
+class Evaluator:
+    """Evaluates and scalarizes the task losses of one module.
+
+    Args:
+        module: The module, which holds what is kept from hook to hook.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        kept: Any = module._multi_task
+        self._module: Any = module
+        self._kept: Kept = kept
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, in the order of the first step; empty before it."""
+        return self._kept.names
+
+    @property
+    def method(self) -> Method:
+        """How the module's ``mtl_method`` is used."""
+        wrapped = getattr(self._module, "mtl_method", None)
+        if self._kept.method.wrapped is not wrapped:
+            self._kept.method = make_method(wrapped)
+        return self._kept.method
+
+    @property
+    def numerics(self) -> Numerics:
+        """What the Trainer does to losses and gradients in this step."""
+        return Numerics(Ranks.of(self._module), loss_scale_of(self._module.trainer), self._module.reduce_dtype)
+
+    def evaluate(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluate and check ``task_losses``. A task without a loss is left out."""
+        losses = check_losses(self._module.task_losses(batch, batch_idx))
+        self._learn_names(tuple(losses))
+        return present(losses, self.names)
+
+    def replay(self, record: RecordedBatch) -> dict[str, Tensor]:
+        """Evaluate ``task_losses`` on a recorded batch again, from what it saw and with the precision of its step."""
+        batch = record.scene.restore()
+        with self._module.trainer.precision_plugin.train_step_context():
+            return self.evaluate(batch, record.scene.batch_idx)
+
+    def scalarize_again(self, losses: dict[str, Tensor]) -> Scalarization:
+        """Scalarize losses of :meth:`replay` as :meth:`training_step` does."""
+        with self._module.trainer.precision_plugin.train_step_context():
+            return self.scalarize(losses, Ranks.of(self._module))
+
+    @contextmanager
+    def without_trace(self) -> Iterator[None]:
+        """Restore on exit what evaluations change, the method's memory included. Gradients and parameters are kept."""
+        # A method that is a class attribute is no submodule.
+        method = snapshot(self.method.wrapped)
+        self._kept.replaying = True
+        try:
+            with preserved(self._module):
+                try:
+                    yield
+                finally:
+                    method.restore()
+        finally:
+            self._kept.replaying = False
+
+    def scalarize(self, losses: dict[str, Tensor], ranks: Ranks) -> Scalarization:
+        """Scalarize the losses of a batch by the method. See :meth:`Method.scalarize`."""
+        trainer = self._trainer
+        with named_errors(self.method.wrapped, 0 if trainer is None else trainer.global_step):
+            return self.method.scalarize(losses, self.names, ranks)
+
+    def evaluate_again(self, batches: Sequence[RecordedBatch]) -> Tensor:
+        """The task losses of recorded batches here, averaged over them and over the processes, shape ``(K,)``."""
+        ranks = self.numerics.ranks
+        # With gradients: a `task_losses` that differentiates something itself relies on them.
+        with torch.enable_grad(), self.without_trace():
+            losses = [values_of(self.replay(batch), self.names).to(ranks.device) for batch in batches]
+        return mean_losses(losses, ranks)
+
+    def nothing(self) -> Tensor:
+        """Zero, as a function of every parameter that DDP waits for."""
+        module, ignored = self._module, set(self._module._ddp_params_and_buffers_to_ignore)
+        waited = [p for name, p in module.named_parameters() if p.requires_grad and name not in ignored]
+        return torch.stack([parameter.reshape(-1)[:1].sum().float() for parameter in waited]).sum() * 0
+
+    def across_ranks(self, losses: dict[str, Tensor], edited: bool) -> tuple[dict[str, float], bool]:
+        """The losses of all tasks, averaged over the processes, and whether anybody edited ``.grad`` on one of them."""
+        ranks = self.numerics.ranks
+        mine = values_of(losses, self.names).to(ranks.device)
+        mean = ranks.mean_(torch.cat([mine, mine.new_tensor([float(edited)])])).tolist()
+        return dict(zip(self.names, mean[:-1], strict=True)), mean[-1] > 0
+
+    def comparable(self, step: Step, before: Tensor, moved: bool) -> bool:
+        """Whether the losses of a step can be compared with those after it.
+
+        Raises:
+            RuntimeError: If they cannot, because ``task_losses`` is not repeatable.
+        """
+        ranks, kept = self.numerics.ranks, self._kept
+        if ranks.any_of([any(batch.changed_tensor is not None for batch in step.batches)])[0]:
+            return False
+        due = kept.comparisons % _REPEAT_EVERY == 0 and not moved and bool(torch.isfinite(before).all())
+        kept.comparisons += 1
+        if due:
+            changes = repeated(before, self.evaluate_again(step.batches), self.names)
+            if changes:
+                raise RuntimeError(unrepeatable_message(type(self.method.wrapped).__name__, changes))
+        return True
+
+    @property
+    def _trainer(self) -> Trainer | None:
+        trainer: Trainer | None = self._module._trainer
+        return trainer
+
+    def _learn_names(self, names: tuple[str, ...]) -> None:
+        """Note the tasks of the run. A task may be missing in the first batch."""
+        kept, module = self._kept, self._module
+        new = [name for name in names if name not in kept.names]
+        if not kept.names:
+            kept.names = self._common_names(names)
+        elif new and not kept.replaying:
+            if self._trainer is not None and Ranks.of(module).size > 1:
+                raise ValueError(
+                    f"`task_losses` returned {', '.join(map(repr, new))} after the first batch, where no process had"
+                    f" it; the tasks are {list(kept.names)}. With several processes all tasks must be known from the"
+                    " first batch: return None for a task without labels."
+                )
+            rank_zero_warn(
+                f"`task_losses` returned {', '.join(map(repr, new))} for the first time, beside the tasks"
+                f" {list(kept.names)}. It counts as a task from now on. To have all tasks from the first batch, return"
+                " None for a task without labels instead of leaving it out."
+            )
+            kept.names += tuple(new)
+        wrapped = self.method.wrapped
+        if kept.tried != (wrapped, kept.names):
+            kept.tried = wrapped, kept.names
+            if wrapped is not None:
+                check_number_of_tasks(wrapped, kept.names, module.device)
+
+    def _common_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The names of all processes, in the same order on each. Rows are averaged by their position."""
+        everywhere = [names] if self._trainer is None else Ranks.of(self._module).gather(names)
+        common = tuple(dict.fromkeys(name for others in everywhere for name in others))
+        if not common:
+            raise ValueError(
+                f"`task_losses` of {type(self._module).__name__} returned no task; got {{}}. Return a scalar loss for"
+                " each task, and None for a task without labels."
+            )
+        return common

@@ -1,0 +1,51 @@
+"""What ``.grad`` of some parameters is, to notice whether anybody changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+__all__: list[str] = []
+
+
+class GradMark:
+    """Remembers what ``.grad`` of some parameters is, without a copy.
+
+    It notices another tensor, a write into the tensor, and, by the norm, a write through ``.data``.
+
+    Args:
+        parameters: The parameters.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        self._grads = [(parameter, parameter.grad, _version(parameter.grad)) for parameter in parameters]
+        self._norms = _norms([grad for _, grad, _ in self._grads])
+
+    def edited(self, factor: float = 1.0) -> Parameter | None:
+        """A parameter whose ``.grad`` is another one now; ``None`` if there is none.
+
+        Args:
+            factor: What a gradient scaler has multiplied ``.grad`` with meanwhile.
+        """
+        for parameter, grad, version in self._grads:
+            if parameter.grad is not grad or (factor == 1 and _version(grad) != version):
+                return parameter
+        now = _norms([grad for _, grad, _ in self._grads])
+        tolerance = 0.0 if factor == 1 else 1e-3
+        same = torch.isclose(now, self._norms * factor, rtol=tolerance, atol=0.0, equal_nan=True)
+        if bool(same.all()):
+            return None
+        return self._grads[int(same.logical_not().nonzero()[0])][0]
+
+
+def _version(grad: Tensor | None) -> int:
+    return -1 if grad is None else grad._version
+
+
+def _norms(grads: list[Tensor | None]) -> Tensor:
+    dense = [(torch.zeros(1) if grad is None else grad.coalesce().values() if grad.is_sparse else grad) for grad in grads]
+    device = next((grad.device for grad in grads if grad is not None), None)
+    return torch.stack([torch.linalg.vector_norm(grad.detach()).to(device, torch.float32) for grad in dense])
