@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ class Scene:
         clone: Whether to copy the tensors of the batch as well, because ``task_losses`` changes them in place.
     """
 
+    # Compiled code cannot copy whatever a module holds.
+    @torch.compiler.disable
     def __init__(self, module: nn.Module, batch: Any, batch_idx: int, clone: bool = False) -> None:
         self.batch_idx = batch_idx
         self.rng = RngState.capture()

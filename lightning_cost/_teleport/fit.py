@@ -76,7 +76,8 @@ class FitTeleports:
         self._generator = generator
         self._check_ranks = check_ranks
         self._unrepeatable = unrepeatable
-        self._until_check = 0
+        self._tried = 0
+        self._suspicious = False
         self._warned = False
         self._hook = optimizer.register_step_pre_hook(history.pre_step_hook)
 
@@ -109,7 +110,7 @@ class FitTeleports:
             seconds, invariance = time.perf_counter() - began, self._teleporter.invariance
             return make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
 
-        outcome = Outcome(False, "", start, start)
+        outcome, stay = Outcome(False, "", start, start), engine.undo_of_move()
         # Make the report now. After an out-of-memory error there may be no memory for it.
         failed = report(outcome)
         try:
@@ -131,6 +132,7 @@ class FitTeleports:
                 free = engine.move_to(moved, outcome.end.losses)
         except BaseException as error:
             outcome.undo()
+            stay()
             failed = replace(
                 failed,
                 reason=f"{type(error).__name__}: {error}",
@@ -140,6 +142,7 @@ class FitTeleports:
             )
             append_report(reports, failed)
             raise
+        self._tried += 1
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
             self._teleporter.recycle(free)
@@ -173,12 +176,11 @@ class FitTeleports:
         if self.ranks.any_of([bool(changed)])[0]:
             where = f" ({changed[0]})" if changed else ""
             return f"task_losses has changed its batch in place{where}; later batches are copied first"
-        if self._until_check > 0:
-            self._until_check -= 1
+        if not self._suspicious and self._tried % _REPEAT_EVERY != 0:
             return ""
         changes = repeated(start.losses, surface.losses(), start.gradients.names)
+        self._suspicious = bool(changes)
         if not changes:
-            self._until_check = _REPEAT_EVERY - 1
             return ""
         message = unrepeatable_message("SymmetryTeleportCallback", changes)
         if self._unrepeatable == "raise":

@@ -192,6 +192,7 @@ class Accumulator:
                 row.zero_()
         if averages:
             filled = self._average(filled, sent_dtype)
+            self._filled = {name for name, flag in zip(self._names, filled, strict=True) if flag}
         if self._subtracted is not None:
             self._subtract_others(self._subtracted)
         self.gradients = TaskGradients(self._names, self._matrix)

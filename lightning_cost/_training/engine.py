@@ -29,7 +29,7 @@ from lightning_cost._training.grads import GradMark
 from lightning_cost._training.method import write_gradient
 from lightning_cost._training.method_checks import check_assigned, check_method, named_errors
 from lightning_cost._training.method_state import changed_without_backward, snapshot
-from lightning_cost._training.shared import shared_modules, shared_parameters, trained_parameters
+from lightning_cost._training.shared import name_of, shared_modules, shared_parameters, trained_parameters
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
 
@@ -193,19 +193,25 @@ class Engine(Evaluator):
         assert step is not None
         left = step.gradients
         assert left is not None
-        aggregated, memory = step.aggregated, snapshot(self.method.wrapped)
         if step.method_before is not None:
             # The method has aggregated the gradients of the point that was left.
             step.method_before.restore()
         step.aggregated = False
-        try:
-            self._aggregate(step, gradients)
-        except BaseException:
-            step.aggregated = aggregated
-            memory.restore()
-            raise
+        self._aggregate(step, gradients)
         step.moved = gradients, dict(zip(gradients.names, losses.tolist(), strict=True))
         return left.matrix
+
+    def undo_of_move(self) -> Callable[[], None]:
+        """A function that undoes :meth:`move_to`, apart from ``.grad``, also if it has failed half-way."""
+        step, memory = self._kept.step, snapshot(self.method.wrapped)
+        assert step is not None
+        aggregated = step.aggregated
+
+        def undo() -> None:
+            memory.restore()
+            step.aggregated, step.moved = aggregated, None
+
+        return undo
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs for a resumed run to do, and to round, what an uninterrupted one does."""
@@ -279,9 +285,7 @@ class Engine(Evaluator):
             whole = len(shared) == len({p for part in shared_modules(module).values() for p in part.parameters()})
             step.accumulator = Accumulator(shared, self._kept.expected, numerics, self._kept.matrix, strict=whole)
         accumulator, losses = step.accumulator, pending.by_task
-        values, edited = self.across_ranks(losses, accumulator.edited)
-        if edited:
-            accumulator.stop_subtracting()
+        values = self.across_ranks(losses, accumulator)
         # A communication hook may compress `.grad` on its way. Then the other rows do not sum up to it.
         exact = not getattr(trainer.strategy.model, "_comm_hooks", ()) and self._is_left_alone(accumulator.shared)
         accumulator.add(
@@ -305,7 +309,7 @@ class Engine(Evaluator):
         if hooked and not self._kept.warned_of_hooks:
             self._kept.warned_of_hooks = True
             rank_zero_warn(
-                f"`{self.name_of(hooked[0])}` has a hook of `register_post_accumulate_grad_hook`. What it does to"
+                f"`{name_of(self._module, hooked[0])}` has a hook of `register_post_accumulate_grad_hook`. What it does to"
                 " `.grad` reaches neither the task gradients nor their aggregation. Use `register_hook`, or edit the"
                 " gradients in `on_before_optimizer_step`."
             )
@@ -364,11 +368,7 @@ class Engine(Evaluator):
         if step is None or step.mark is None:
             return None
         edited = step.mark.edited(1 / self.numerics.loss_scale)
-        return None if edited is None else self.name_of(edited)
-
-    def name_of(self, parameter: Parameter) -> str:
-        """The dotted name of a parameter of the module."""
-        return next(name for name, other in self._module.named_parameters() if other is parameter)
+        return None if edited is None else name_of(self._module, edited)
 
     def _record(self, scene: Scene, losses: dict[str, Tensor]) -> RecordedBatch:
         changed = scene.changed_tensor()

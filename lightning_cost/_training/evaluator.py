@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_cost._lightning.checks import loss_scale_of
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch, preserved
+from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import (
     Numerics,
     Scalarization,
@@ -118,12 +119,17 @@ class Evaluator:
         waited = [p for name, p in module.named_parameters() if p.requires_grad and name not in ignored]
         return torch.stack([parameter.reshape(-1)[:1].sum().float() for parameter in waited]).sum() * 0
 
-    def across_ranks(self, losses: dict[str, Tensor], edited: bool) -> tuple[dict[str, float], bool]:
-        """The losses of all tasks, averaged over the processes, and whether anybody edited ``.grad`` on one of them."""
+    def across_ranks(self, losses: dict[str, Tensor], accumulator: Accumulator) -> dict[str, float]:
+        """The losses of all tasks, averaged over the processes.
+
+        If somebody has edited ``.grad`` on one process, the accumulator stops to subtract on all.
+        """
         ranks = self.numerics.ranks
         mine = values_of(losses, self.names).to(ranks.device)
-        mean = ranks.mean_(torch.cat([mine, mine.new_tensor([float(edited)])])).tolist()
-        return dict(zip(self.names, mean[:-1], strict=True)), mean[-1] > 0
+        *values, edited = ranks.mean_(torch.cat([mine, mine.new_tensor([float(accumulator.edited)])])).tolist()
+        if edited:
+            accumulator.stop_subtracting()
+        return dict(zip(self.names, values, strict=True))
 
     def comparable(self, step: Step, before: Tensor, moved: bool) -> bool:
         """Whether the losses of a step can be compared with those after it.

@@ -94,6 +94,7 @@ def check_method(method: nn.Module, module: LightningModule) -> None:
         )
 
 
+@torch.compiler.disable
 def check_number_of_tasks(method: nn.Module, names: Sequence[str], device: torch.device) -> None:
     """Try a method of TorchJD on as many tasks as there are, and leave no trace.
 
@@ -136,6 +137,8 @@ def named_errors(method: Any, step: int) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         message = f"`mtl_method` {type(method).__name__} failed at step {step}: {error}"

@@ -90,6 +90,11 @@ def trained_parameters(module: LightningModule) -> list[Parameter]:
     return [parameter for parameter in shared_parameters(module) if parameter in trained]
 
 
+def name_of(module: nn.Module, parameter: Parameter) -> str:
+    """The dotted name of a parameter of a module."""
+    return next(name for name, other in module.named_parameters() if other is parameter)
+
+
 def _learns(group: dict[str, Any]) -> bool:
     rate = group.get("lr")
     # Some optimizers find their own learning rate.

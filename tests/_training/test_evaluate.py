@@ -12,8 +12,8 @@ from torch.nn import Parameter
 from torchjd import scalarization
 from torchjd.aggregation import UPGrad
 
-from lightning_cost._training.evaluate import check_finite, check_losses, grads_are_finite, present, values_of
 from lightning_cost._training.engine import Engine
+from lightning_cost._training.evaluate import check_finite, check_losses, grads_are_finite, present, values_of
 from tests.support.nets import Net, assert_moved, assert_same_parameters, fit, make_batches
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -142,12 +143,11 @@ class FailingNet(Net):
 
     def __init__(self, mtl_method: Any = None) -> None:
         super().__init__(mtl_method)
-        self.evaluations = 0
+        self.evaluations = itertools.count(1)
 
     def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         if self.replaying:
-            self.evaluations += 1
-            if self.evaluations == self.at and dist.get_rank() == 1:
+            if next(self.evaluations) == self.at and dist.get_rank() == 1:
                 raise ArithmeticError("a fault on one rank")
         return super().task_losses(batch, batch_idx)
 
@@ -216,10 +216,33 @@ class OrderNet(Net):
         return losses
 
 
-class OtherTasksNet(Net):
+class MissingNet(Net):
+    """In every other batch the second rank has no labels of one task; a single process counts zero for them."""
+
+    def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:
+        losses: dict[str, Tensor | None] = {**super().task_losses(batch, batch_idx)}
+        if batch_idx % 2 == 0:
+            if not dist.is_initialized():
+                first_half = {name: value.chunk(2)[0] for name, value in batch.items()}
+                losses["ink"] = super().task_losses(first_half, batch_idx)["ink"] / 2
+            elif dist.get_rank() == 1:
+                losses["ink"] = None
+        return losses
+
+
+class LateNet(Net):
+    """Returns a task that no rank had in the first batch."""
+
     def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         losses = super().task_losses(batch, batch_idx)
-        return {f"{name}{dist.get_rank()}": loss for name, loss in losses.items()}
+        return losses if batch_idx == 0 else losses | {"new": losses["left"]}
+
+
+class IdleNet(Net):
+    """In every other batch the second rank has no labels at all."""
+
+    def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return {} if batch_idx % 2 and dist.get_rank() == 1 else super().task_losses(batch, batch_idx)
 
 
 class RankValue(ConflictAlignment):

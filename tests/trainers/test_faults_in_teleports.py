@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -134,7 +134,7 @@ class Fault:
 
 def protected(place: Place) -> bool:
     """What undoes things on the way out cannot undo a fault of its own."""
-    undoing = {"preserved_rng", "_silent_logging", "preserved", "without_trace"}
+    undoing = {"preserved_rng", "preserved", "without_trace", "restore"}
     return undoing.isdisjoint(place) and place != ("leave", "run", "teleport")
 
 
@@ -155,11 +155,12 @@ class Battered(SymmetryTeleportCallback):
             count = len(self.reports)
             with pytest.raises(type(fault.error)) as caught, fault:
                 super().on_before_optimizer_step(trainer, pl_module, optimizer)
-            assert caught.value is fault.error
+            # An error of the multi-task method gets the name of the method.
+            assert fault.error in (caught.value, caught.value.__cause__)
             assert_same(everything(trainer, pl_module), before, f"{fault.at}: ")
             (report,) = self.reports[count:]
             assert not report.accepted
-            assert report.reason == f"{type(fault.error).__name__}: {fault.error}"
+            assert report.reason == f"{type(caught.value).__name__}: {caught.value}"
             assert report.losses_after == report.losses_before
             self._generator.set_state(generator)
         with Fault() as watch:
@@ -204,19 +205,17 @@ class FragileNet(NoisyNet):
     def __init__(self, fault: BaseException | float, evaluation: int) -> None:
         super().__init__(UPGrad())
         self.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
-        self.fault = fault
-        self.countdown = evaluation
-        self.struck = False
+        # An object of its own: attributes are restored before each evaluation.
+        self.count = SimpleNamespace(down=evaluation, fault=fault)
 
     def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         losses = super().task_losses(batch, batch_idx)
-        if self.replaying and self.trainer.global_step >= STRUCK_STEP and not self.struck:
-            self.countdown -= 1
-            if self.countdown == 0:
-                self.struck = True
-                if isinstance(self.fault, float):
-                    return {**losses, "right": losses["right"] * self.fault}
-                raise self.fault
+        if self.replaying and self.trainer.global_step >= STRUCK_STEP:
+            self.count.down -= 1
+            if self.count.down == 0:
+                if isinstance(self.count.fault, float):
+                    return {**losses, "right": losses["right"] * self.count.fault}
+                raise self.count.fault
         return losses
 
 
@@ -292,7 +291,7 @@ def test_losses_that_are_not_finite_are_refused(
         before, after = Observer(), Observer()
         trainer = fit(module, batches, callbacks=[before, callback, after], accumulate_grad_batches=accumulated)
         assert trainer.global_step == steps
-        assert module.struck
+        assert module.count.down <= 0
         for report in callback.reports:
             finite = all(map(math.isfinite, report.losses_after.values()))
             assert finite or report.reason == "a loss or gradient is not finite where the teleport starts"
@@ -302,8 +301,6 @@ def test_losses_that_are_not_finite_are_refused(
                 assert all(bool(torch.isfinite(grad).all()) for grad in two["grads"].values())
                 assert bool(torch.isfinite(two["task gradients"]).all())
             else:
-                # The net counts down.
-                del one["plain attributes"], two["plain attributes"]
                 assert_same(two, one)
                 refused += 1
         assert all(bool(torch.isfinite(value).all()) for value in module.state_dict().values())

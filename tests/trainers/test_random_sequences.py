@@ -6,6 +6,7 @@ import copy
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -28,14 +29,15 @@ class FragileNet(NoisyNet):
     def __init__(self, mtl_method: Any = None) -> None:
         super().__init__(mtl_method)
         self.make_optimizer = partial(torch.optim.Adam, lr=1e-2)
-        self.fails_in: int | None = None
+        # An object of its own: attributes are restored before each evaluation.
+        self.fault = SimpleNamespace(fails_in=None)
 
     def task_losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         losses = super().task_losses(batch, batch_idx)
-        if self.replaying and self.fails_in is not None:
-            self.fails_in -= 1
-            if self.fails_in == 0:
-                self.fails_in = None
+        if self.replaying and self.fault.fails_in is not None:
+            self.fault.fails_in -= 1
+            if self.fault.fails_in == 0:
+                self.fault.fails_in = None
                 raise RuntimeError("fault")
         return losses
 
@@ -119,7 +121,7 @@ class Training(RuleBasedStateMachine):
     @rule(count=st.integers(1, 2), place=st.integers(1, 3))
     def train_with_a_fault(self, count: int, place: int) -> None:
         beginnings = Beginnings()
-        self.module.fails_in = place
+        self.module.fault.fails_in = place
         strikes = self.trigger.on
         if strikes:
             with pytest.raises(RuntimeError, match="fault"):
@@ -130,7 +132,7 @@ class Training(RuleBasedStateMachine):
             self.trainer = None
         else:
             self.train(count)
-        self.module.fails_in = None
+        self.module.fault.fails_in = None
 
     @rule(count=st.integers(1, 3))
     def train_with_refusals(self, count: int) -> None:

@@ -20,9 +20,9 @@ from tests.support.nets import TASKS, Net, PlainNet, assert_moved, assert_same_p
 class SeededNet(Net):
     """Seeds torch's generator before the aggregation, which some methods draw from."""
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         torch.manual_seed(self.global_step)
-        super().on_before_optimizer_step(optimizer)
+        super().backward(loss, *args, **kwargs)
 
 
 def train_by_hand(
