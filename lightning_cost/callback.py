@@ -352,7 +352,7 @@ class SymmetryTeleportCallback(Callback):
         self._epoch = EpochCounts(**state_dict["epoch"])
         self._generator.set_state(state_dict["generator"].cpu())
 
-    def _check_edits(self, module: MultiTaskMixin) -> None:
+    def _check_edits(self, module: LightningModule) -> None:
         edited = Engine(module).edited_parameter()
         if edited is not None:
             raise MisconfigurationException(

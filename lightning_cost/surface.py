@@ -292,9 +292,7 @@ class Surface:
         expected = ExpectedNorms()
         if near is not None:
             expected.learn(near.gradients, dict(zip(self._names, near.losses.tolist(), strict=False)))
-        accumulator = Accumulator(
-            self.shared, expected, self._numerics, spare, strict=self._strict, keep_missing=True
-        )
+        accumulator = Accumulator(self.shared, expected, self._numerics, spare, strict=self._strict, keep_missing=True)
         seen, loss_scale = [], self._numerics.loss_scale
         for batch in self._batches:
             with self.ranks.fail_together():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Scene:
     """
 
     # Compiled code cannot copy whatever a module holds.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __init__(self, module: nn.Module, batch: Any, batch_idx: int, clone: bool = False) -> None:
         self.batch_idx = batch_idx
         self.rng = RngState.capture()
@@ -103,7 +104,7 @@ def copied(value: Any, clone: bool = False, depth: int = 0) -> Any:
     """
     if isinstance(value, Tensor):
         return value.clone() if clone else value
-    if depth > _DEPTH or isinstance(value, nn.Module) or callable(value):
+    if depth > _DEPTH or isinstance(value, (nn.Module, type)) or inspect.isroutine(value):
         return value
     if isinstance(value, dict):
         result = copy.copy(value)
@@ -131,7 +132,7 @@ def tensors_of(value: Any, path: str = "batch", depth: int = 0) -> Iterator[tupl
     if isinstance(value, Tensor):
         yield path, value
         return
-    if depth > _DEPTH or isinstance(value, nn.Module) or callable(value):
+    if depth > _DEPTH or isinstance(value, (nn.Module, type)) or inspect.isroutine(value):
         return
     parts: Iterable[tuple[str, Any]] = ()
     if not isinstance(value, Mapping) and hasattr(value, "to_dict"):

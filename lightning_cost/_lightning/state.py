@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -74,10 +75,10 @@ class ModuleState:
             # Only what differs: compiled code checks whether a dictionary has been written to.
             for name in now.keys() - attributes.keys():
                 # A function is no state: somebody has replaced a method.
-                if not callable(now[name]):
+                if not inspect.isroutine(now[name]):
                     del now[name]
             for name, value in attributes.items():
-                if (name not in now or now[name] is not value) and not callable(value):
+                if (name not in now or now[name] is not value) and not inspect.isroutine(value):
                     now[name] = value
         for undo in self._contents:
             undo()

@@ -76,8 +76,7 @@ class FitTeleports:
         self._generator = generator
         self._check_ranks = check_ranks
         self._unrepeatable = unrepeatable
-        self._tried = 0
-        self._suspicious = False
+        self._until_check = 0
         self._warned = False
         self._hook = optimizer.register_step_pre_hook(history.pre_step_hook)
 
@@ -108,7 +107,8 @@ class FitTeleports:
 
         def report(outcome: Outcome) -> TeleportReport:
             seconds, invariance = time.perf_counter() - began, self._teleporter.invariance
-            return make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
+            made = make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
+            return replace(made, forwards=surface.forwards, backwards=surface.backwards)
 
         outcome, stay = Outcome(False, "", start, start), engine.undo_of_move()
         # Make the report now. After an out-of-memory error there may be no memory for it.
@@ -117,7 +117,7 @@ class FitTeleports:
             with torch.enable_grad(), engine.without_trace(), StageDisplay(trainer) as display:
                 refusal = self._refusal(step, surface, start)
                 if refusal:
-                    outcome = Outcome(False, refusal, start, start, forwards=surface.forwards)
+                    outcome = Outcome(False, refusal, start, start)
                 else:
                     learning_rate = _learning_rate(self._optimizer, surface.shared)
                     outcome = self._teleporter.run(surface, shared_modules(self._module), start, learning_rate, display)
@@ -142,7 +142,7 @@ class FitTeleports:
             )
             append_report(reports, failed)
             raise
-        self._tried += 1
+        self._until_check = max(self._until_check - 1, 0)
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
             self._teleporter.recycle(free)
@@ -176,11 +176,12 @@ class FitTeleports:
         if self.ranks.any_of([bool(changed)])[0]:
             where = f" ({changed[0]})" if changed else ""
             return f"task_losses has changed its batch in place{where}; later batches are copied first"
-        if not self._suspicious and self._tried % _REPEAT_EVERY != 0:
+        if self._until_check > 0:
             return ""
         changes = repeated(start.losses, surface.losses(), start.gradients.names)
-        self._suspicious = bool(changes)
         if not changes:
+            # Where losses did not come back, the next teleport looks again.
+            self._until_check = _REPEAT_EVERY
             return ""
         message = unrepeatable_message("SymmetryTeleportCallback", changes)
         if self._unrepeatable == "raise":

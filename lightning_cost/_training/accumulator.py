@@ -200,8 +200,8 @@ class Accumulator:
             dtypes = (self._matrix.dtype, self._matrix.dtype if sent_dtype is None or not average else sent_dtype)
             self._silence_rounding(self._subtracted, max(torch.finfo(dtype).eps for dtype in dtypes))
         if not (self._keep_missing or all(filled)):
-            there = [name for name, flag in zip(self._names, filled, strict=True) if flag]
-            self.gradients = self.gradients.select(there) if there else None
+            names = [name for name, flag in zip(self._names, filled, strict=True) if flag]
+            self.gradients = self.gradients.select(names) if names else None
         return self.gradients
 
     def _begin(self, values: Mapping[str, float], weight: float | None) -> None:

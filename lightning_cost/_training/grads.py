@@ -46,6 +46,8 @@ def _version(grad: Tensor | None) -> int:
 
 
 def _norms(grads: list[Tensor | None]) -> Tensor:
-    dense = [(torch.zeros(1) if grad is None else grad.coalesce().values() if grad.is_sparse else grad) for grad in grads]
+    dense = [
+        (torch.zeros(1) if grad is None else grad.coalesce().values() if grad.is_sparse else grad) for grad in grads
+    ]
     device = next((grad.device for grad in grads if grad is not None), None)
     return torch.stack([torch.linalg.vector_norm(grad.detach()).to(device, torch.float32) for grad in dense])

@@ -167,7 +167,7 @@ class FamoMethod(ScalarizerMethod):
 
     @override
     def update(self, before: Tensor, after: Tensor, names: Sequence[str], there: Sequence[bool]) -> None:
-        """Update the logits. A task without a loss keeps its logit, but for the momentum of FAMO's optimizer.
+        """Update the logits. A task without a loss keeps its logit.
 
         Raises:
             ValueError: If a loss is below its lower bound.
@@ -189,7 +189,9 @@ class FamoMethod(ScalarizerMethod):
         # The last call may have been for one of several micro-batches, or for the point that a teleport left.
         with torch.no_grad():
             method(before)
-        method.update(after)
+            logits = method._w.clone()
+            method.update(after)
+            method._w.copy_(torch.where(flags, method._w, logits))
 
     def _check_bounds(self, flags: Tensor, losses: Tensor) -> None:
         lowest = self.wrapped.min_losses.to(losses)

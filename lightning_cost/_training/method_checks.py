@@ -94,7 +94,7 @@ def check_method(method: nn.Module, module: LightningModule) -> None:
         )
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def check_number_of_tasks(method: nn.Module, names: Sequence[str], device: torch.device) -> None:
     """Try a method of TorchJD on as many tasks as there are, and leave no trace.
 

@@ -33,9 +33,17 @@ def test_losses_may_differ_in_type() -> None:
     ("returned", "error", "message"),
     [
         (lambda losses: losses | {"right": losses["right"].expand(2)}, ValueError, r"'right' must be a scalar.*\(2,\)"),
-        (lambda losses: losses | {"ink": 0.5}, ValueError, "'ink' must be a scalar tensor, or None without labels; got type float"),
+        (
+            lambda losses: losses | {"ink": 0.5},
+            ValueError,
+            "'ink' must be a scalar tensor, or None without labels; got type float",
+        ),
         (lambda losses: losses | {"ink": losses["ink"].detach()}, ValueError, "'ink' has no graph.*return None"),
-        (lambda losses: losses | {"ink": torch.tensor(1)}, ValueError, "'ink' must be a floating-point number; got torch.i"),
+        (
+            lambda losses: losses | {"ink": torch.tensor(1)},
+            ValueError,
+            "'ink' must be a floating-point number; got torch.i",
+        ),
         (lambda losses: losses | {"ink": losses["ink"] * 1j}, ValueError, "'ink' must be a floating-point.*complex64"),
         (lambda losses: losses | {1: losses["ink"]}, TypeError, "dictionary with a scalar tensor per task"),
         (lambda losses: losses | {"left": losses["left"] * torch.nan}, ValueError, "task 'left' is not finite.*nan"),
@@ -74,7 +82,9 @@ def test_a_task_that_appears_later_counts_from_there_and_is_said(method: Any) ->
             return losses | {"new": losses["left"]} if batch_idx == 2 else losses
 
     module = Changing(method)
-    with pytest.warns(UserWarning, match=r"returned 'new' for the first time, beside the tasks \['left', 'right', 'ink'\]"):
+    with pytest.warns(
+        UserWarning, match=r"returned 'new' for the first time, beside the tasks \['left', 'right', 'ink'\]"
+    ):
         fit(module, make_batches(4))
     assert Engine(module).names == ("left", "right", "ink", "new")
 

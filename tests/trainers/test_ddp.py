@@ -148,7 +148,11 @@ def without_counts(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return results
 
 
-@pytest.mark.parametrize("method", [none, UPGrad, partial(UW, 3), partial(FAMO, 3), partial(STCH, 1.0)], ids=["LS", "UPGrad", "UW", "FAMO", "STCH"])
+@pytest.mark.parametrize(
+    "method",
+    [none, UPGrad, partial(UW, 3), partial(FAMO, 3), partial(STCH, 1.0)],
+    ids=["LS", "UPGrad", "UW", "FAMO", "STCH"],
+)
 @pytest.mark.parametrize("callback", [none, LEVEL_SET], ids=["plain", "teleports"])
 def test_a_process_may_lack_a_task(ranks: RankPool, method: Any, callback: Any) -> None:
     run = Run(method, MissingNet, callback=callback)
