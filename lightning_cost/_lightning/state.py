@@ -109,9 +109,6 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 
 
 def _refill(container: Any, content: Any) -> None:
-    if len(container) == len(content) and all(a is b for a, b in zip(container, content, strict=True)):
-        if not isinstance(container, dict) or all(container[key] is value for key, value in content.items()):
-            return
     container.clear()
     if isinstance(container, (list, deque)):
         container.extend(content)

@@ -309,8 +309,8 @@ class Engine(Evaluator):
         if hooked and not self._kept.warned_of_hooks:
             self._kept.warned_of_hooks = True
             rank_zero_warn(
-                f"`{name_of(self._module, hooked[0])}` has a hook of `register_post_accumulate_grad_hook`. What it does to"
-                " `.grad` reaches neither the task gradients nor their aggregation. Use `register_hook`, or edit the"
+                f"`{name_of(self._module, hooked[0])}` has a hook of `register_post_accumulate_grad_hook`. What it does"
+                " to `.grad` reaches neither the task gradients nor their aggregation. Use `register_hook`, or edit the"
                 " gradients in `on_before_optimizer_step`."
             )
         return not hooked

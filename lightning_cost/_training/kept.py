@@ -36,7 +36,7 @@ class Kept:
         gradients: The task gradients of the last step.
         comparison: For a method that compares losses: the batches, and their losses before the optimizer step.
         comparisons: Number of these comparisons in this fit.
-        clones_batches: Whether recorded batches get tensors of their own, because ``task_losses`` changes them in place.
+        clones_batches: Whether recorded batches get tensors of their own, since ``task_losses`` changes them in place.
         matrix: A matrix of task gradients whose memory the next step may reuse.
         hook: The hook in the optimizer.
         prepared: The method that is ready for this fit.

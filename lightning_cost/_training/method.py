@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._training.evaluate import Scalarization
-from lightning_cost._training.method_checks import check_aggregation, check_scalarization
+from lightning_cost._training.method_checks import check_aggregation, check_scalarization, check_tensor
 from lightning_cost._training.narrowed import narrowed
 from lightning_cost._vectors import columns, combine
 from lightning_cost.gradients import TaskGradients
@@ -132,13 +132,13 @@ class ScalarizerMethod(Method):
             values = values.detach().requires_grad_()
         every = self.zero_for_missing or type(self.wrapped) in _LINEAR or len(kept) == len(there)
         with narrowed(self.wrapped, range(len(there)) if every else kept, len(there)):
-            total = self.wrapped(values if every else values[kept])
+            total = check_tensor(self.wrapped(values if every else values[kept]), ())
             weights = torch.zeros_like(values)
-            if isinstance(total, Tensor) and total.requires_grad:
+            if total.requires_grad:
                 (weights,) = torch.autograd.grad(
                     total, values, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-        check_scalarization(self.wrapped, values, total, weights)
+        check_scalarization(values, total, weights)
         return total, weights
 
 
@@ -235,11 +235,9 @@ class AggregatorMethod(Method):
                 or type(method).forward is not WeightedAggregator.forward
                 or any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
             ):
-                result, weights = method(matrix), None
-                check_aggregation(method, result, (matrix.shape[1],))
+                result, weights = check_aggregation(method(matrix), (matrix.shape[1],)), None
             else:
-                weights = method.gramian_weighting(gradients.gramian)
-                check_aggregation(method, weights, (len(kept),))
+                weights = check_aggregation(method.gramian_weighting(gradients.gramian), (len(kept),))
         if weights is None:
             yield from columns(ranks.broadcast_(result), shared)
             return

@@ -145,22 +145,29 @@ def named_errors(method: Any, step: int) -> Iterator[None]:
         raise kind(message) from error
 
 
-def check_scalarization(method: Any, values: Tensor, total: object, weights: Tensor) -> None:
+def check_tensor(result: object, shape: tuple[int, ...]) -> Tensor:
+    """Refuse what a method returned if it is no tensor of a shape.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    if not isinstance(result, Tensor) or result.shape != shape:
+        kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"type {type(result).__name__}"
+        raise TypeError(f"it must return a tensor of shape {shape}; got {kind}.")
+    return result
+
+
+def check_scalarization(values: Tensor, total: Tensor, weights: Tensor) -> None:
     """Refuse a scalarization that cannot be trained.
 
     Args:
-        method: The scalarizer.
-        values: What it got, shape ``(K,)``.
-        total: What it returned.
+        values: The losses, shape ``(K,)``.
+        total: Their scalarization.
         weights: The derivatives, shape ``(K,)``.
 
     Raises:
-        TypeError: If it is no scalar tensor.
         ValueError: If it, or a derivative, is not finite, although the losses are.
     """
-    if not isinstance(total, Tensor) or total.ndim != 0:
-        kind = f"shape {tuple(total.shape)}" if isinstance(total, Tensor) else f"type {type(total).__name__}"
-        raise TypeError(f"it must return a scalar tensor; got {kind}.")
     figures = torch.stack([values.detach().sum(), total.detach().to(values) + weights.detach().sum()])
     of_losses, of_method = torch.isfinite(figures).tolist()
     if of_losses and not of_method:
@@ -172,23 +179,21 @@ def check_scalarization(method: Any, values: Tensor, total: object, weights: Ten
         )
 
 
-def check_aggregation(method: Any, result: object, shape: tuple[int, ...]) -> None:
+def check_aggregation(result: object, shape: tuple[int, ...]) -> Tensor:
     """Refuse an aggregation, or the weights of one, that cannot be trained.
 
     Args:
-        method: The aggregator.
-        result: What it returned for finite task gradients.
+        result: What the aggregator returned for finite task gradients.
         shape: The shape that it must have.
 
     Raises:
         TypeError: If it is no tensor of this shape.
         ValueError: If it is not finite.
     """
-    if not isinstance(result, Tensor) or result.shape != shape:
-        kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"type {type(result).__name__}"
-        raise TypeError(f"it must return a tensor of shape {shape}; got {kind}.")
-    if not bool(torch.isfinite(result.detach().sum())):
+    checked = check_tensor(result, shape)
+    if not bool(torch.isfinite(checked.detach().sum())):
         raise ValueError(
             "the task gradients are finite, but what it returned is not. The parameters are as they were before this"
             " step. Use another method, or change its options."
         )
+    return checked

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch_geometric.data import Data
 from torchmetrics import CatMetric, MeanMetric
 
-from lightning_cost._lightning.recording import preserved
-from lightning_cost._lightning.state import BufferState
+from lightning_cost._lightning.recording import Scene, copied, preserved, tensors_of
 from tests.support.nets import Batch, Net, fit, make_batches, make_mlp
 from tests.support.teleporting import assert_same, snapshot, teleporter
 
@@ -81,12 +81,46 @@ def test_an_evaluation_leaves_buffers_metrics_random_numbers_and_logs_as_they_we
     assert module.metric.compute() == module.values.compute() == 7.0
 
 
-def test_buffers_are_restored_in_place() -> None:
-    norm = nn.BatchNorm1d(2)
-    mean, state = norm.running_mean, BufferState([norm])
-    norm(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
-    norm.running_var = torch.zeros(2)
-    state.restore()
-    assert norm.running_mean is mean
-    assert mean.tolist() == [0.0, 0.0]
-    assert norm.running_var.tolist() == [1.0, 1.0]
+def test_the_copy_of_a_batch_has_containers_of_its_own() -> None:
+    x = torch.ones(2)
+    batch = {"x": x, "more": [x, {"y": x}], "pair": (x, [x]), "name": "left"}
+    copy_ = copied(batch)
+    assert_same(copy_, batch)
+    copy_.pop("x")
+    copy_["more"][1].pop("y")
+    copy_["pair"][1].clear()
+    assert_same(batch, {"x": x, "more": [x, {"y": x}], "pair": (x, [x]), "name": "left"})
+    assert batch["more"][0] is x
+    assert copied(batch, clone=True)["more"][0] is not x
+
+
+def test_a_batch_that_refers_to_itself_is_copied() -> None:
+    batch: dict[str, Any] = {"x": torch.ones(1)}
+    batch["self"] = batch
+    assert copied(batch)["x"] is batch["x"]
+    assert next(tensors_of(batch)) == ("batch['x']", batch["x"])
+
+
+def test_tensors_of_a_batch_have_paths() -> None:
+    x = torch.ones(1)
+    paths = [path for path, _ in tensors_of({"x": x, "more": [1, (x,)], "graph": Data(edge=x)})]
+    assert paths == ["batch['x']", "batch['more'][1][0]", "batch['graph']['edge']"]
+
+
+def test_a_tensor_that_is_changed_in_place_is_named() -> None:
+    batch = {"x": torch.ones(2), "y": torch.ones(2)}
+    scene = Scene(nn.Module(), batch, 0)
+    assert scene.changed_tensor() is None
+    batch["y"].mul_(2)
+    assert scene.changed_tensor() == "batch['y']"
+    other = Scene(nn.Module(), batch, 0, clone=True)
+    batch["y"].mul_(2)
+    assert other.changed_tensor() is None
+    assert other.restore()["y"].tolist() == [2.0, 2.0]
+
+
+def test_the_network_of_a_module_is_no_batch() -> None:
+    net = nn.Linear(1, 1)
+    assert copied(net) is net
+    assert copied([print])[0] is print
+    assert list(tensors_of([net, print, nn.Linear])) == []

@@ -146,9 +146,8 @@ class FailingNet(Net):
         self.evaluations = itertools.count(1)
 
     def task_losses(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        if self.replaying:
-            if next(self.evaluations) == self.at and dist.get_rank() == 1:
-                raise ArithmeticError("a fault on one rank")
+        if self.replaying and next(self.evaluations) == self.at and dist.get_rank() == 1:
+            raise ArithmeticError("a fault on one rank")
         return super().task_losses(batch, batch_idx)
 
 

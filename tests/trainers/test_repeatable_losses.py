@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
 import warnings
 from collections import UserDict
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -22,123 +20,11 @@ from torchjd.scalarization import FAMO
 
 from lightning_cost import MultiTaskMixin
 from lightning_cost._lightning.recording import Scene
+from tests.support.impure import REPEATABLE, Impure
 from tests.support.nets import TASKS, Batch, Net, fit, make_batches, values_of
 from tests.support.teleporting import teleporter
 
 HELD = 0.02
-
-
-class Impure(Net):
-    """Its losses depend on more than its batch and its parameters, in the ways that are switched on."""
-
-    def __init__(self, ways: Any = (), mtl_method: Any = None) -> None:
-        super().__init__(mtl_method)
-        self.make_optimizer = lambda parameters: torch.optim.Adam(parameters, lr=1e-2)
-        self.ways = tuple(ways)
-        self.register_buffer("center", torch.zeros(4))
-        self.register_buffer("late", None)
-        self.hidden = torch.zeros(4)
-        self.calls = 0
-        self.queue: list[Tensor] = []
-        self.table: dict[str, float] = {"scale": 1.0}
-        self.noise = torch.Generator().manual_seed(0)
-        self.python = random.Random(0)
-        self.numpy = np.random.default_rng(0)
-
-    def task_losses(self, batch: Any, batch_idx: int) -> Any:
-        for way in self.ways:
-            if hasattr(self, f"before_{way}"):
-                getattr(self, f"before_{way}")(batch)
-        features = self.features(batch)
-        factor = torch.ones(())
-        for way in self.ways:
-            if hasattr(self, way):
-                change = getattr(self, way)(features)
-                features, factor = (change, factor) if change.ndim else (features, factor * change)
-        losses = {task: loss * factor for task, loss in self.losses(batch, features).items()}
-        if "pop" in self.ways:
-            batch.pop("extra", None)
-            assert batch.pop("ink") is not None
-        if "missing" in self.ways and batch_idx % 3 == 1:
-            losses["ink"] = None
-        if "left out" in self.ways and batch_idx % 4 == 2:
-            del losses["right"]
-        return losses
-
-    # What follows can be repeated: it starts from where the step started.
-
-    def buffer(self, features: Tensor) -> Tensor:
-        self.center.lerp_(features.detach().mean(dim=0), 0.3)
-        return features - self.center
-
-    def late_buffer(self, features: Tensor) -> Tensor:
-        mean = features.detach().mean(dim=0)
-        self.late = mean if self.late is None else 0.5 * self.late + 0.5 * mean
-        return features - self.late
-
-    def hidden_state(self, features: Tensor) -> Tensor:
-        self.hidden = 0.5 * self.hidden + features.detach().mean(dim=0)
-        return features + self.hidden
-
-    def hidden_in_place(self, features: Tensor) -> Tensor:
-        self.hidden.mul_(0.5).add_(features.detach().mean(dim=0))
-        return features + self.hidden
-
-    def counter(self, features: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.tensor(1 + 0.3 * (self.calls % 3))
-
-    def memory(self, features: Tensor) -> Tensor:
-        self.queue.append(features.detach().mean())
-        return features - torch.stack(self.queue[-4:]).mean()
-
-    def dictionary(self, features: Tensor) -> Tensor:
-        self.table["scale"] = 1.2 if self.table["scale"] == 1.0 else 1.0
-        return torch.tensor(self.table["scale"])
-
-    def cached(self, features: Tensor) -> Tensor:
-        if not hasattr(self, "first"):
-            self.first = features.detach().mean(dim=0)
-        return features - self.first
-
-    def generator(self, features: Tensor) -> Tensor:
-        return features + 0.3 * torch.randn(4, generator=self.noise)
-
-    def python_generator(self, features: Tensor) -> Tensor:
-        return torch.tensor(1 + 0.3 * self.python.random())
-
-    def numpy_generator(self, features: Tensor) -> Tensor:
-        return torch.tensor(1 + 0.3 * self.numpy.random(), dtype=torch.float32)
-
-    def global_generators(self, features: Tensor) -> Tensor:
-        return features + torch.randn(4) + random.random() + np.random.rand()  # noqa: NPY002
-
-    def before_batch_in_place(self, batch: Any) -> None:
-        batch["x"].mul_(1.3)
-
-    def before_batch_entry(self, batch: Any) -> None:
-        batch["x"] = batch["x"] * 1.3
-
-
-REPEATABLE = [
-    "buffer",
-    "late_buffer",
-    "hidden_state",
-    "hidden_in_place",
-    "counter",
-    "memory",
-    "dictionary",
-    "cached",
-    "generator",
-    "python_generator",
-    "numpy_generator",
-    "global_generators",
-    "batch_in_place",
-    "batch_entry",
-    "pop",
-    "missing",
-    "left out",
-]
 
 
 class Witness(L.Callback):
@@ -331,7 +217,7 @@ def test_a_batch_of_any_class_may_be_taken_apart(kind: str) -> None:
 
 
 def test_a_batch_that_is_changed_in_place_is_copied_from_the_second_on() -> None:
-    _, callback, witness = run(["batch_in_place"])
+    _, callback, _ = run(["batch_in_place"])
     assert "has changed its batch in place (batch['x'])" in callback.reports[0].reason
     assert sum(report.accepted for report in callback.reports[1:]) >= 4
 
