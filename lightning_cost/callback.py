@@ -20,10 +20,11 @@ from lightning_cost._lightning.checks import (
     allow_repeated_backward,
     check_automatic_optimization,
     check_optimizer,
+    check_package,
     check_strategy,
     gradient_scaler,
 )
-from lightning_cost._teleport.fit import UNREPEATABLE, FitTeleports, Unrepeatable, check_reach
+from lightning_cost._teleport.fit import UNREPEATABLE, FitTeleports, RepeatCheck, Unrepeatable, check_reach
 from lightning_cost._teleport.optimizer_state import History, HistoryReuse
 from lightning_cost._teleport.report import EpochCounts, TeleportReport, without_traces
 from lightning_cost._teleport.run import Teleporter
@@ -136,7 +137,6 @@ class SymmetryTeleportCallback(Callback):
         check_bool("check_ranks", check_ranks)
         self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
-        self.unrepeatable: Unrepeatable = unrepeatable
         self.check_ranks = check_ranks
         self.reports: list[TeleportReport] = []
         self._teleporter = Teleporter(
@@ -146,6 +146,7 @@ class SymmetryTeleportCallback(Callback):
             tolerance,
         )
         self._history = HistoryReuse(history)
+        self._repeats = RepeatCheck(unrepeatable)
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
         self._epoch = EpochCounts()
@@ -186,7 +187,7 @@ class SymmetryTeleportCallback(Callback):
             "tolerance": self._teleporter.tolerance,
             "invariance": self._teleporter.invariance,
             "history": self._history.mode,
-            "unrepeatable": self.unrepeatable,
+            "unrepeatable": self._repeats.unrepeatable,
             "seed": self._seed,
             "check_ranks": self.check_ranks,
         }
@@ -215,7 +216,17 @@ class SymmetryTeleportCallback(Callback):
             return
         # Reset here: Lightning loads a checkpoint later, which sets the counts.
         self._epoch = EpochCounts()
+        self._repeats.teleports_left = 0
         self._asked, self._warned = None, False
+        check_package(type(trainer), "Trainer")
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [other for other in callbacks if isinstance(other, SymmetryTeleportCallback)]
+        if len(others) > 1:
+            names = " and ".join(type(other).__name__ for other in others)
+            raise MisconfigurationException(
+                f"A Trainer can have one SymmetryTeleportCallback; got {len(others)}: {names}. Remove all but one. To"
+                " combine triggers, write a trigger of your own."
+            )
         if not isinstance(pl_module, MultiTaskMixin):
             raise MisconfigurationException(
                 f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
@@ -249,7 +260,7 @@ class SymmetryTeleportCallback(Callback):
             pl_module,
             self._generator,
             self.check_ranks,
-            self.unrepeatable,
+            self._repeats,
         )
 
     @override
@@ -342,6 +353,7 @@ class SymmetryTeleportCallback(Callback):
         return {
             "reports": without_traces(self.reports),
             "epoch": asdict(self._epoch),
+            "teleports_left": self._repeats.teleports_left,
             "generator": self._generator.get_state(),
         }
 
@@ -350,6 +362,7 @@ class SymmetryTeleportCallback(Callback):
         """Continue where :meth:`state_dict` was taken."""
         self.reports = [TeleportReport(**report) for report in state_dict["reports"]]
         self._epoch = EpochCounts(**state_dict["epoch"])
+        self._repeats.teleports_left = state_dict["teleports_left"]
         self._generator.set_state(state_dict["generator"].cpu())
 
     def _check_edits(self, module: LightningModule) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,6 +14,7 @@ from torchjd.aggregation import Aggregator
 from torchjd.scalarization import Scalarizer
 from typing_extensions import override
 
+from lightning_cost._lightning.checks import check_package
 from lightning_cost._training.engine import Engine
 from lightning_cost._training.kept import Kept
 from lightning_cost._training.shared import check_names, check_task_losses, missing_task_losses
@@ -83,6 +85,11 @@ class MultiTaskMixin(LightningModule):
     reduce_dtype: torch.dtype | None = None
     _multi_task: Kept
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse modules of the package ``pytorch_lightning``."""
+        super().__init_subclass__(**kwargs)
+        check_package(cls, "LightningModule")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # First, and not as a module would: a later base class may set `_ddp_params_and_buffers_to_ignore`.
         object.__setattr__(self, "_multi_task", Kept())
@@ -144,6 +151,11 @@ class MultiTaskMixin(LightningModule):
     def on_fit_start(self) -> None:
         """Refuse what is not supported before the first batch."""
         super().on_fit_start()
+        if not isinstance(self._multi_task, Kept):
+            raise MisconfigurationException(
+                f"{type(self).__name__} sets `_multi_task`, a name that MultiTaskMixin uses; got {self._multi_task!r}."
+                " Give it another name."
+            )
         check_names(self, ("task_losses", "task_gradients", "request_task_gradients", "replaying", "reduce_dtype"))
         check_task_losses(self, MultiTaskMixin)
         Engine(self).start_fit()

@@ -226,14 +226,14 @@ def test_whether_a_check_is_due_is_asked_anew_in_each_epoch() -> None:
     assert first.reports == []
 
 
-def test_each_callback_has_its_own_schedule() -> None:
+def test_a_second_callback_is_refused() -> None:
     class Other(SymmetryTeleportCallback):
         pass
 
-    late, early = teleporter(start_epoch=5), Other(trigger=always, start_epoch=0)
-    fit(Net(), make_batches(3), callbacks=[late, early])
-    assert len(late.reports) == 0
-    assert len(early.reports) == 3
+    with pytest.raises(
+        MisconfigurationException, match=r"one SymmetryTeleportCallback; got 2: .* and Other. Remove"
+    ):
+        fit(Net(), make_batches(3), callbacks=[teleporter(), Other()])
 
 
 def test_a_fit_that_fails_leaves_no_hook_and_no_memory() -> None:

@@ -26,6 +26,25 @@ def loss_scale_of(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def check_package(of: type, what: str) -> None:
+    """Refuse a class of the package ``pytorch_lightning``, whose classes are others than those of ``lightning``.
+
+    Args:
+        of: The class.
+        what: What it should be, such as ``"LightningModule"``.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    for base in of.__mro__:
+        if base.__module__.split(".")[0] == "pytorch_lightning":
+            raise TypeError(
+                f"{of.__name__} comes from the package `pytorch_lightning` ({base.__module__}.{base.__name__}), which"
+                f" does not go together with `lightning`. Use `lightning.pytorch.{what}`, and import all of Lightning"
+                " from `lightning.pytorch`."
+            )
+
+
 def check_automatic_optimization(module: LightningModule, who: str) -> None:
     """Refuse manual optimization.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias, get_args
 
@@ -22,7 +22,7 @@ from lightning_cost._teleport.report import TeleportReport, append_report, make_
 from lightning_cost._teleport.run import Outcome, Teleporter
 from lightning_cost._training.engine import Engine
 from lightning_cost._training.evaluate import repeated, unrepeatable_message
-from lightning_cost._training.shared import shared_modules, shared_parameters
+from lightning_cost._training.shared import check_parameters, shared_modules, shared_parameters
 from lightning_cost._training.step import Step
 from lightning_cost._vectors import num_elements
 from lightning_cost.gradients import TaskGradients
@@ -41,6 +41,19 @@ UNREPEATABLE: tuple[Unrepeatable, ...] = get_args(Unrepeatable)
 _REPEAT_EVERY = 16
 
 
+@dataclass
+class RepeatCheck:
+    """When to look whether the losses come back.
+
+    Attributes:
+        unrepeatable: What to do where they do not.
+        teleports_left: Number of teleports before the next look.
+    """
+
+    unrepeatable: Unrepeatable
+    teleports_left: int = 0
+
+
 class FitTeleports:
     """Teleports in the optimizer steps of one fit.
 
@@ -51,7 +64,7 @@ class FitTeleports:
         module: The module of the fit.
         generator: Source of the random numbers of the search.
         check_ranks: Whether to compare the processes after each teleport.
-        unrepeatable: What to do where the losses do not come back.
+        repeats: When to look whether the losses come back.
 
     Attributes:
         ranks: The processes of the fit.
@@ -65,7 +78,7 @@ class FitTeleports:
         module: LightningModule,
         generator: torch.Generator,
         check_ranks: bool,
-        unrepeatable: Unrepeatable,
+        repeats: RepeatCheck,
     ) -> None:
         self.ranks = Ranks.of(module)
         self._teleporter = teleporter
@@ -75,8 +88,7 @@ class FitTeleports:
         self._engine = Engine(module)
         self._generator = generator
         self._check_ranks = check_ranks
-        self._unrepeatable = unrepeatable
-        self._until_check = 0
+        self._repeats = repeats
         self._warned = False
         self._hook = optimizer.register_step_pre_hook(history.pre_step_hook)
 
@@ -142,7 +154,7 @@ class FitTeleports:
             )
             append_report(reports, failed)
             raise
-        self._until_check = max(self._until_check - 1, 0)
+        self._repeats.teleports_left = max(self._repeats.teleports_left - 1, 0)
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
             self._teleporter.recycle(free)
@@ -176,15 +188,15 @@ class FitTeleports:
         if self.ranks.any_of([bool(changed)])[0]:
             where = f" ({changed[0]})" if changed else ""
             return f"task_losses has changed its batch in place{where}; later batches are copied first"
-        if self._until_check > 0:
+        if self._repeats.teleports_left > 0:
             return ""
         changes = repeated(start.losses, surface.losses(), start.gradients.names)
         if not changes:
             # Where losses did not come back, the next teleport looks again.
-            self._until_check = _REPEAT_EVERY
+            self._repeats.teleports_left = _REPEAT_EVERY
             return ""
         message = unrepeatable_message("SymmetryTeleportCallback", changes)
-        if self._unrepeatable == "raise":
+        if self._repeats.unrepeatable == "raise":
             raise RuntimeError(
                 f"{message} Pass `unrepeatable='skip'` to train on without teleports where this happens."
             )
@@ -200,6 +212,7 @@ def check_reach(search: Search, module: LightningModule) -> str:
     Raises:
         MisconfigurationException: If the search reaches no shared parameter.
     """
+    check_parameters(module)
     modules, shared = shared_modules(module), shared_parameters(module)
     if not shared:
         # Frozen for now. Each teleport looks again.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_cost._training.autograd import reached_leaves, task_gradient
+from lightning_cost._training.autograd import reached_leaves, task_gradient, unreached_cause
 from lightning_cost._training.evaluate import Numerics
 from lightning_cost._training.grads import GradMark
 from lightning_cost._vectors import accumulate, assign, columns, num_elements, row_dtype
@@ -277,7 +277,5 @@ class Accumulator:
         if reached or not self._strict:
             return
         raise RuntimeError(
-            f"The graph of the loss of task {name!r} reaches no shared parameter. Compute it from the output of"
-            " `shared_module` without detaching it; if the backbone uses reentrant activation checkpointing, pass"
-            " `use_reentrant=False`."
+            f"The graph of the loss of task {name!r} reaches no shared parameter. {unreached_cause(loss)}"
         )

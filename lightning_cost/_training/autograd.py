@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import Parameter
 
 __all__: list[str] = []
@@ -34,15 +34,33 @@ def task_gradient(
 
 def reached_leaves(loss: Tensor) -> set[Tensor]:
     """The leaves of the graph of a loss, found without differentiating it."""
+    nodes = _nodes_of(loss)
+    return {node.variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"}  # type: ignore[attr-defined]
+
+
+def unreached_cause(loss: Tensor) -> str:
+    """Why the graph of a loss reaches no shared parameter, and what to do."""
+    if any("CheckpointFunction" in node.name() for node in _nodes_of(loss)):
+        return (
+            "It runs through reentrant activation checkpointing, which hides the parameters. Pass"
+            " `use_reentrant=False` to `torch.utils.checkpoint`."
+        )
+    if reached_leaves(loss):
+        return (
+            "It reaches other parameters only. Compute the loss from the output of `shared_module` without detaching"
+            " it, or name the module that the tasks share in `shared_module`."
+        )
+    return "It reaches no parameter at all. Compute the loss from the output of the network."
+
+
+def _nodes_of(loss: Tensor) -> set[Node]:
     if not loss.requires_grad:
         return set()
     start = get_gradient_edge(loss).node
-    leaves, seen, pending = set(), {start}, [start]
+    seen, pending = {start}, [start]
     while pending:
         node = pending.pop()
-        if node.name() == "torch::autograd::AccumulateGrad":
-            leaves.add(node.variable)  # type: ignore[attr-defined]
         new = {following for following, _ in node.next_functions if following is not None} - seen
         seen |= new
         pending.extend(new)
-    return leaves
+    return seen

@@ -29,7 +29,7 @@ from lightning_cost._training.grads import GradMark
 from lightning_cost._training.method import write_gradient
 from lightning_cost._training.method_checks import check_assigned, check_method, named_errors
 from lightning_cost._training.method_state import changed_without_backward, snapshot
-from lightning_cost._training.shared import name_of, shared_modules, shared_parameters, trained_parameters
+from lightning_cost._training.shared import check_parameters, name_of, shared_modules, trained_parameters
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
 
@@ -241,7 +241,7 @@ class Engine(Evaluator):
         if method.aggregates:
             check_strategy(module.trainer)
             check_unscaling(module.trainer)
-            shared_parameters(module)
+            check_parameters(module)
             allow_repeated_backward()
         self._remove_hook()
         wrapped = method.wrapped

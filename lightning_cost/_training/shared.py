@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import reduce
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 __all__: list[str] = []
 
@@ -80,6 +82,27 @@ def shared_parameters(module: LightningModule) -> list[Parameter]:
     return [parameter for parameter in shared if parameter.requires_grad]
 
 
+def check_parameters(module: LightningModule) -> None:
+    """Refuse parameters that task gradients cannot be computed for.
+
+    Raises:
+        MisconfigurationException: If a parameter or buffer has no shape yet, or if a shared parameter is complex.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise MisconfigurationException(
+                f"`{name}` of {type(module).__name__} belongs to a lazy module and has no shape yet. Run a dummy batch"
+                " through the network first, for example in `__init__` or `configure_model`."
+            )
+    for parameter in shared_parameters(module):
+        if parameter.is_complex():
+            raise MisconfigurationException(
+                f"The shared parameter `{name_of(module, parameter)}` is complex ({parameter.dtype}), but task"
+                " gradients are vectors of real numbers. Hold it as a real tensor and use `torch.view_as_complex` in the"
+                " forward pass, or freeze it."
+            )
+
+
 def trained_parameters(module: LightningModule) -> list[Parameter]:
     """The shared parameters that the optimizer trains now, each once. There may be none for a while.
 
@@ -106,9 +129,11 @@ def _find(module: LightningModule, path: str) -> nn.Module:
         found = reduce(getattr, path.split("."), module)
     except AttributeError as error:
         children = ", ".join(name for name, _ in module.named_children()) or "none"
+        near = get_close_matches(path, [name for name, _ in module.named_modules()], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise MisconfigurationException(
-            f"`shared_module={module.shared_module!r}`: {type(module).__name__} has no attribute {path!r}. Set the"
-            " class attribute `shared_module` (default 'backbone') to the name of the attribute that holds the"
+            f"`shared_module={module.shared_module!r}`: {type(module).__name__} has no attribute {path!r}.{hint}"
+            " Set the class attribute `shared_module` (default 'backbone') to the name of the attribute that holds the"
             f" shared module; its submodules are: {children}."
         ) from error
     if not isinstance(found, nn.Module):

@@ -51,7 +51,7 @@ class PeftAdapter:
     ) -> None:
         layers = reachable_layers(modules, shared, config)
         if not layers:
-            raise ValueError(unreachable_message(config))
+            raise ValueError(unreachable_message(modules, shared, config))
         self._shared = list(shared)
         holder = nn.Module()
         for index, layer in enumerate(layers):
@@ -172,15 +172,27 @@ def reachable_layers(
     modules: Mapping[str, nn.Module], shared: Sequence[Parameter], config: PeftConfig
 ) -> list[nn.Module]:
     """The layers of the shared modules that a PEFT adapter can change, each weight once."""
+    layers = _filtered(modules, shared, config)[-1]
+    return list({id(layer.weight): layer for _, layer in reversed(layers)}.values())[::-1]
+
+
+def _filtered(
+    modules: Mapping[str, nn.Module], shared: Sequence[Parameter], config: PeftConfig
+) -> list[list[tuple[str, nn.Module]]]:
+    """The layers with their names after each condition: kind, own weight, trained, supported by the adapter, target."""
     wanted = {id(parameter) for parameter in shared}
-    layers: dict[int, nn.Module] = {}
-    for name, module in _named_submodules(modules):
+    conditions: list[Callable[[str, nn.Module], bool]] = [
+        lambda name, layer: isinstance(layer, _LAYERS),
         # A parametrized layer computes its weight: it has no parameter of that name.
-        weight = dict(module.named_parameters(recurse=False)).get("weight")
-        reachable = isinstance(module, _LAYERS) and id(weight) in wanted and _fits(module, config)
-        if reachable and is_target(config, name, module):
-            layers.setdefault(id(weight), module)
-    return list(layers.values())
+        lambda name, layer: "weight" in dict(layer.named_parameters(recurse=False)),
+        lambda name, layer: id(layer.weight) in wanted,
+        lambda name, layer: _fits(layer, config),
+        lambda name, layer: is_target(config, name, layer),
+    ]
+    found = [list(_named_submodules(modules))]
+    for condition in conditions:
+        found.append([(name, layer) for name, layer in found[-1] if condition(name, layer)])
+    return found[1:]
 
 
 def left_out(
@@ -211,15 +223,39 @@ def changed_fields(config: PeftConfig) -> str:
     return f"{type(config).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
 
-def unreachable_message(config: PeftConfig) -> str:
-    """The error for an adapter that reaches no shared weight."""
-    targets = getattr(config, "target_modules", None)
-    return (
-        f"`adapter` ({type(config).__name__}, target_modules={targets!r}) reaches no weight of the shared modules."
-        " PEFT adapters reach Linear, Conv1d, Conv2d, Conv3d and Embedding layers that require a gradient; the level"
-        " set search also reaches any other weight with two or more dimensions. Leave `target_modules` unset to take"
-        " all."
-    )
+def unreachable_message(modules: Mapping[str, nn.Module], shared: Sequence[Parameter], config: PeftConfig) -> str:
+    """The error for an adapter that reaches no shared weight: which condition leaves no layer."""
+    of_kind, own, trained, fitting, _ = _filtered(modules, shared, config)
+    kind, targets = type(config).__name__, getattr(config, "target_modules", None)
+    excluded = getattr(config, "exclude_modules", None)
+    layers = ", ".join(name for name, _ in fitting[:8])
+    if not of_kind:
+        reason = (
+            "the shared modules have no Linear, Conv1d, Conv2d, Conv3d or Embedding layer. Use LevelSetSearch, which"
+            " reaches any weight with two or more dimensions"
+        )
+    elif not own:
+        reason = (
+            "all layers are parametrized, so that they compute their weights. Use LevelSetSearch, which reaches them"
+        )
+    elif not trained:
+        reason = f"the weights are not trained ({', '.join(name for name, _ in own[:8])}). Unfreeze some of them"
+    elif not fitting:
+        reason = (
+            f"PEFT supports none of the layers with it ({', '.join(name for name, _ in trained[:8])}). LoRA takes no"
+            " grouped convolutions; LoHa and LoKr take no Embedding and no Conv3d. Choose another kind of adapter, or"
+            " LevelSetSearch"
+        )
+    elif excluded and targets is None:
+        reason = f"`exclude_modules={excluded!r}` leaves out all layers ({layers}). Exclude fewer"
+    elif getattr(config, "layers_to_transform", None) is not None:
+        chosen = f"`layers_to_transform={config.layers_to_transform!r}`"  # type: ignore[attr-defined]
+        reason = f"{chosen} with `target_modules={targets!r}` chooses none of the layers {layers}. Name one of them"
+    else:
+        reason = (
+            f"`target_modules={targets!r}` chooses none of the layers {layers}. Name one of them, or leave it unset"
+        )
+    return f"`adapter` ({kind}) reaches no weight of the shared modules: {reason}."
 
 
 def check_config(config: object) -> PeftConfig:

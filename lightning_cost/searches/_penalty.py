@@ -139,7 +139,7 @@ class PenaltySearch(Search):
     def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
         layers = reachable_layers(modules, shared, self.adapter)
         if not layers:
-            raise ValueError(unreachable_message(self.adapter))
+            raise ValueError(unreachable_message(modules, shared, self.adapter))
         return [dict(layer.named_parameters(recurse=False))["weight"] for layer in layers]
 
     @override
