@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
+import numpy as np
+import torch
+from torch import Tensor
+
 __all__: list[str] = []
+
+
+def describe(value: object) -> str:
+    """A value for a message: the shape of a tensor, the type of what would be long."""
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"a {type(value).__name__}"
 
 
 def check_integer(name: str, value: object, least: int | None = None) -> None:
@@ -19,6 +31,85 @@ def check_integer(name: str, value: object, least: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
         range_ = "" if least is None else f" of at least {least}"
         raise ValueError(f"`{name}` must be an integer{range_}; got {value!r}.")
+
+
+def check_seed(name: str, value: object) -> None:
+    """Refuse what does not seed a ``torch.Generator``.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    check_integer(name, value)
+    assert isinstance(value, Integral)
+    if not -(2**63) <= int(value) < 2**64:
+        raise ValueError(f"`{name}` must be an integer from -2**63 to 2**64 - 1; got {value!r}.")
+
+
+def check_share(name: str, value: float, low: float) -> None:
+    """Refuse what is not in ``(low, 1]``.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not (_is_number(value) and low < value <= 1):
+        raise ValueError(f"`{name}` must be in ({low:g}, 1]; got {value!r}.")
+
+
+def as_bool(name: str, value: object) -> bool:
+    """What a function of the user has decided: a bool, one of NumPy, or a tensor with one.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if isinstance(value, Tensor) and value.dtype == torch.bool and value.numel() == 1:
+        return bool(value)
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    several = isinstance(value, Tensor) and value.numel() > 1
+    advice = " Reduce it, for example by `.any()`." if several else ""
+    raise TypeError(f"`{name}` must return True or False; got {describe(value)}.{advice}")
+
+
+def as_number(name: str, value: object) -> float | None:
+    """A number that a function of the user has returned, also as a tensor with one element; or ``None``.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return float(value.detach())
+    if not _is_number(value):
+        raise TypeError(f"`{name}` must return a number or None; got {describe(value)}.")
+    assert isinstance(value, Real)
+    return float(value)
+
+
+def check_shape(name: str, value: object, shape: Sequence[int], what: str) -> None:
+    """Refuse what is no tensor of a shape.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        shape: The shape.
+        what: What the shape is, for the message, such as ``"one element per shared parameter"``.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not isinstance(value, Tensor) or value.shape != tuple(shape):
+        raise ValueError(f"`{name}` must have shape {tuple(shape)}, {what}; got {describe(value)}.")
+
+
+def check_same_shape(name: str, value: Tensor, other: str, reference: Tensor) -> None:
+    """Refuse a tensor that has not the shape of another one.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if value.shape != reference.shape:
+        raise ValueError(f"`{name}` must have the shape of `{other}`, {tuple(reference.shape)}; got {describe(value)}.")
 
 
 def check_positive(name: str, value: float) -> float:
@@ -71,6 +162,16 @@ def check_choice(name: str, value: object, choices: Iterable[object], alternativ
     allowed = list(choices)
     if not any(type(value) is type(choice) and value == choice for choice in allowed):
         raise ValueError(f"`{name}` must be one of {allowed}{alternative and f' or {alternative}'}; got {value!r}.")
+
+
+def check_among(name: str, value: object, what: str, known: Sequence[object]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if value not in known:
+        raise ValueError(f"`{name}` must be among {what} {list(known)}; got {value!r}.")
 
 
 def check_bool(name: str, value: object) -> None:

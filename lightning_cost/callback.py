@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cost._arguments import check_bool, check_choice, check_integer
+from lightning_cost._arguments import as_bool, check_bool, check_choice, check_seed
 from lightning_cost._lightning.checks import (
     allow_repeated_backward,
     check_automatic_optimization,
@@ -133,7 +133,7 @@ class SymmetryTeleportCallback(Callback):
         if isinstance(trigger, type):
             raise ValueError(f"`trigger` must be a function of TaskGradients, not a class; got {trigger!r}.")
         check_choice("unrepeatable", unrepeatable, UNREPEATABLE)
-        check_integer("seed", seed)
+        check_seed("seed", seed)
         check_bool("check_ranks", check_ranks)
         self.trigger: Trigger = trigger if callable(trigger) else TRIGGERS[trigger]
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
@@ -219,6 +219,11 @@ class SymmetryTeleportCallback(Callback):
         self._repeats.teleports_left = 0
         self._asked, self._warned = None, False
         check_package(type(trainer), "Trainer")
+        if not isinstance(pl_module, MultiTaskMixin):
+            raise MisconfigurationException(
+                f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
+                " does not. Write `class YourModule(MultiTaskMixin, LightningModule)` and its `task_losses`."
+            )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [other for other in callbacks if isinstance(other, SymmetryTeleportCallback)]
         if len(others) > 1:
@@ -226,11 +231,6 @@ class SymmetryTeleportCallback(Callback):
             raise MisconfigurationException(
                 f"A Trainer can have one SymmetryTeleportCallback; got {len(others)}: {names}. Remove all but one. To"
                 " combine triggers, write a trigger of your own."
-            )
-        if not isinstance(pl_module, MultiTaskMixin):
-            raise MisconfigurationException(
-                f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
-                " does not. Write `class YourModule(MultiTaskMixin, LightningModule)` and its `task_losses`."
             )
         check_automatic_optimization(pl_module, "SymmetryTeleportCallback")
         check_strategy(trainer)
@@ -286,7 +286,7 @@ class SymmetryTeleportCallback(Callback):
             self._epoch = EpochCounts(epoch=trainer.current_epoch)
         engine = Engine(pl_module)
         if self._asked != engine.window:
-            self._asked, self._due = engine.window, self.should_check(trainer, pl_module)
+            self._asked, self._due = engine.window, as_bool("should_check", self.should_check(trainer, pl_module))
             if type(self).should_check is not SymmetryTeleportCallback.should_check:
                 self._due = self._fit.ranks.decide(self._due)
         if self._due:
@@ -321,7 +321,7 @@ class SymmetryTeleportCallback(Callback):
         self._epoch.checks += 1
         found = gradients.with_gradient
         # A single task conflicts with none.
-        if len(found.names) < 2 or not self._fit.ranks.decide(self.trigger(found)):
+        if len(found.names) < 2 or not self._fit.ranks.decide(as_bool("trigger", self.trigger(found))):
             return
         self._epoch.conflicts += 1
         self._epoch.tried += 1

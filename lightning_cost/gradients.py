@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_cost._arguments import check_among, describe
 from lightning_cost._vectors import combine
 
 __all__ = ["TaskGradients"]
@@ -43,6 +44,11 @@ class TaskGradients:
     """
 
     def __init__(self, names: Sequence[str], matrix: Tensor) -> None:
+        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+            kind = matrix.dtype if isinstance(matrix, Tensor) else describe(matrix)
+            raise TypeError(f"`matrix` must be a tensor of floating-point numbers; got {kind}.")
+        if len(set(names)) < len(names):
+            raise ValueError(f"`names` must name each task once; got {list(names)}.")
         if matrix.ndim != 2 or matrix.shape[0] != len(names):
             raise ValueError(
                 f"`matrix` must have shape (number of tasks, number of shared parameters) with {len(names)} rows, one"
@@ -107,6 +113,8 @@ class TaskGradients:
         """The gradients of some of the tasks; the object itself if these are all of them, in their order."""
         if tuple(names) == self.names:
             return self
+        for name in names:
+            check_among("names", name, "the tasks", self.names)
         return TaskGradients(names, self.matrix[[self.names.index(name) for name in names]])
 
     @cached_property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_cost._arguments import check_choice, check_same_shape
 from lightning_cost._vectors import combine
 from lightning_cost.gradients import TaskGradients
 
@@ -26,6 +27,7 @@ def held_losses(losses: Tensor, invariance: Invariance) -> Tensor:
 
 def drift(losses: Tensor, reference: Tensor, invariance: Invariance) -> float:
     """The largest relative change of a held loss; NaN or infinite if a loss is."""
+    _check_losses(losses, reference, invariance)
     held, before = held_losses(losses.cpu().double(), invariance), held_losses(reference.cpu().double(), invariance)
     change = (held - before).abs()
     return float(torch.where(change == 0, 0.0, change / before.abs()).max())
@@ -40,6 +42,7 @@ def loss_fluctuation(losses: Tensor, reference: Tensor, invariance: Invariance, 
         invariance: Which losses are held.
         relative: Divide each change by :math:`|L_i^*|`. Tasks of different scales need it; Eq. 7 does not do it.
     """
+    _check_losses(losses, reference, invariance)
     held, before = held_losses(losses, invariance), held_losses(reference, invariance)
     change = (held - before).abs()
     # Compiled code and nondeterministic kernels repeat a loss only up to rounding. Its sign would choose a direction.
@@ -56,6 +59,11 @@ def loss_fluctuation_weights(losses: Tensor, reference: Tensor, invariance: Inva
         value = loss_fluctuation(variable, reference, invariance, relative=relative)
         gradient: Tensor = torch.autograd.grad(value, variable)[0]
     return gradient
+
+
+def _check_losses(losses: Tensor, reference: Tensor, invariance: Invariance) -> None:
+    check_choice("invariance", invariance, get_args(Invariance))
+    check_same_shape("reference", reference, "losses", losses)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_cost._arguments import check_choice, check_effect, check_integer, check_positive
+from lightning_cost._arguments import (
+    as_number,
+    check_choice,
+    check_effect,
+    check_integer,
+    check_positive,
+    check_share,
+    describe,
+)
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.surface import Point, Surface
 
@@ -64,6 +72,32 @@ class Objective(ABC):
         return f"{type(self).__name__}()"
 
 
+def checked_value(objective: Objective, surface: Surface, point: Point) -> float | None:
+    """:meth:`Objective.value`.
+
+    Raises:
+        TypeError: If it is neither a number nor ``None``.
+    """
+    return as_number(f"{type(objective).__name__}.value", objective.value(surface, point))
+
+
+def checked_gradient(objective: Objective, surface: Surface, point: Point) -> tuple[float | None, Tensor]:
+    """:meth:`Objective.value_and_gradient`.
+
+    Raises:
+        TypeError: If it is not a number or ``None``, and a tensor of shape ``(P,)``.
+    """
+    name = f"{type(objective).__name__}.value_and_gradient"
+    returned = objective.value_and_gradient(surface, point)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(f"`{name}` must return a value and a gradient; got {describe(returned)}.")
+    value, gradient = returned
+    if not isinstance(gradient, Tensor) or gradient.shape != (surface.num_parameters,):
+        shape = (surface.num_parameters,)
+        raise TypeError(f"`{name}` must return a gradient of shape {shape}; got {describe(gradient)}.")
+    return as_number(name, value), gradient
+
+
 class ConflictAlignment(Objective):
     r"""The smallest cosine between a task gradient and their mean, :math:`c = \min_i \cos \phi_{i0}`.
 
@@ -85,8 +119,7 @@ class ConflictAlignment(Objective):
         _check_derivative(derivative, epsilon)
         self.derivative = derivative
         self.epsilon = epsilon
-        if not -1 < target <= 1:
-            raise ValueError(f"`target` must be in (-1, 1]; got {target!r}.")
+        check_share("target", target, -1)
         self.target = target
 
     def aim(self, value: float) -> float:
@@ -302,11 +335,18 @@ def balance_weights(norms: Tensor) -> Tensor:
     Returns:
         Weights that sum to :math:`K`, shape ``(K,)``, on the CPU.
 
+    Raises:
+        ValueError: If a norm is negative or not finite.
+
     Example:
         >>> balance_weights(torch.tensor([1.0, 1.0]))
         tensor([1., 1.])
     """
+    if norms.ndim != 1:
+        raise ValueError(f"`norms` must have shape (K,); got {describe(norms)}.")
     wide = norms.detach().cpu().double()
+    if not bool((torch.isfinite(wide) & (wide >= 0)).all()):
+        raise ValueError(f"`norms` must be finite and not negative; got {wide.tolist()}.")
     there = wide != 0
     # A quotient may overflow, and infinity would make the softmax NaN.
     ratios = (wide.sum() / wide).clamp_max(torch.finfo(wide.dtype).max).masked_fill(~there, -math.inf)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_cost._arguments import check_integer, describe
 from lightning_cost._teleport.report import TeleportReport
 
 try:
@@ -53,8 +54,12 @@ class ConflictTrace:
     reports: Sequence[TeleportReport] = ()
 
     def __post_init__(self) -> None:
+        for name in ("steps", "losses", "conflicts", "reports"):
+            value = getattr(self, name)
+            if not hasattr(value, "__len__") or isinstance(value, str):
+                raise TypeError(f"`{name}` must be a sequence; got {describe(value)}.")
         lengths = {"steps": len(self.steps), "losses": len(self.losses), "conflicts": len(self.conflicts)}
-        if len(set(lengths.values())) > 1 or not self.steps:
+        if len(set(lengths.values())) > 1 or not lengths["steps"]:
             raise ValueError(f"ConflictTrace needs the same number of entries in each, at least one; got {lengths}.")
 
 
@@ -73,6 +78,12 @@ def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
         ValueError: If there is no report, or one without a trace.
     """
     _check_panels("reports", reports)
+    for title, report in reports.items():
+        if not isinstance(report, TeleportReport):
+            raise TypeError(
+                f"`reports[{title!r}]` must be a TeleportReport, such as `callback.reports[-1]`; got {describe(report)}"
+                f" of type {type(report).__name__}."
+            )
     figure = _figure(len(reports), 2, height=2.3)
     axes = figure.subplots(2, len(reports), squeeze=False, sharex="col")
     for column, (title, report) in enumerate(reports.items()):
@@ -102,6 +113,12 @@ def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
         ValueError: If there is no run, or one without an accepted teleport.
     """
     _check_panels("reports", reports)
+    for title, attempts in reports.items():
+        if not isinstance(attempts, Sequence) or not all(isinstance(report, TeleportReport) for report in attempts):
+            raise TypeError(
+                f"`reports[{title!r}]` must be a sequence of TeleportReport, such as `callback.reports`; got"
+                f" {describe(attempts)} of type {type(attempts).__name__}."
+            )
     figure = _figure(2, len(reports), width=4.2, height=4.0)
     axes = figure.subplots(len(reports), 2, squeeze=False)
     for (left, right), (title, attempts) in zip(axes, reports.items(), strict=True):
@@ -132,7 +149,14 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
     Raises:
         ValueError: If there is no run, or ``columns`` is below 1.
     """
-    figure, axes = _panels("runs", runs, columns)
+    check_integer("columns", columns, 1)
+    _check_panels("runs", runs)
+    for title, run in runs.items():
+        if not isinstance(run, ConflictTrace):
+            raise TypeError(
+                f"`runs[{title!r}]` must be a ConflictTrace; got {describe(run)} of type {type(run).__name__}."
+            )
+    figure, axes = _panels(runs, columns)
     for ax, (title, run) in zip(axes, runs.items(), strict=True):
         steps, losses, conflicts = (np.asarray(part) for part in (run.steps, run.losses, run.conflicts))
         for flag, label, color in ((False, "no conflict", _CALM), (True, "conflict", _CONFLICT)):
@@ -191,9 +215,12 @@ def _line(ax: Axes, values: Sequence[float | None], color: str, marker: str | No
 
 def _draw_cosines(ax: Axes, accepted: Sequence[TeleportReport]) -> None:
     resolved = conflicts = 0
-    for task, color in zip(accepted[0].cosines_before, _cycle(accepted[0].cosines_before), strict=True):
-        before = [report.cosines_before[task] for report in accepted]
-        after = [report.cosines_after[task] for report in accepted]
+    # A task without labels in a step is missing in its report.
+    tasks = dict.fromkeys(task for report in accepted for task in report.cosines_before)
+    for task, color in zip(tasks, _cycle(tasks), strict=True):
+        there = [report for report in accepted if task in report.cosines_before and task in report.cosines_after]
+        before = [report.cosines_before[task] for report in there]
+        after = [report.cosines_after[task] for report in there]
         ax.plot(before, after, "o", color=color, label=task, **_POINTS)
         conflicts += sum(cosine < 0 for cosine in before)
         resolved += sum(was < 0 <= now for was, now in zip(before, after, strict=True))
@@ -218,11 +245,8 @@ def _diagonal(ax: Axes) -> None:
     ax.plot([low, high], [low, high], "--", color=_NEUTRAL, linewidth=0.8, zorder=0)
 
 
-def _panels(argument: str, panels: Mapping[str, object], columns: int) -> tuple[Figure, list[Axes]]:
+def _panels(panels: Mapping[str, object], columns: int) -> tuple[Figure, list[Axes]]:
     """Make a figure with one Axes per panel. Where the last row has no panel, there is no Axes."""
-    _check_panels(argument, panels)
-    if columns < 1:
-        raise ValueError(f"`columns` must be at least 1; got {columns}.")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = _figure(columns, rows)

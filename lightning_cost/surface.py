@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_cost._arguments import check_shape, describe
 from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
 from lightning_cost._training.autograd import task_gradient
 from lightning_cost._training.evaluate import (
@@ -25,6 +26,8 @@ from lightning_cost._vectors import accumulate, assign, flatten, norm_of, num_el
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["Point", "Surface"]
+
+_ONE_EACH = "one element for each of the shared parameters"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,12 @@ class Surface:
     ) -> None:
         self._batches = [batches] if callable(batches) else list(batches)
         self.shared = list(shared)
+        for batch in self._batches:
+            if not callable(batch):
+                raise TypeError(f"`batches` must hold functions; got {describe(batch)}. Pass `lambda: losses(batch)`.")
+        for parameter in self.shared:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(f"`shared` must hold objects of torch.nn.Parameter; got {describe(parameter)}.")
         if not self._batches:
             raise ValueError("`batches` must hold at least one function; got none.")
         if not self.shared or len({id(parameter) for parameter in self.shared}) < len(self.shared):
@@ -148,6 +157,7 @@ class Surface:
     @torch.no_grad()
     def move_to(self, position: Tensor) -> None:
         """Write a vector of shape ``(P,)`` into the shared parameters."""
+        check_shape("position", position, (self.num_parameters,), _ONE_EACH)
         self._held = None
         for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
             parameter.copy_(view)
@@ -155,6 +165,7 @@ class Surface:
     @torch.no_grad()
     def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
         """Add ``scale`` times a vector of shape ``(P,)`` to the shared parameters."""
+        check_shape("vector", vector, (self.num_parameters,), _ONE_EACH)
         self._held = None
         for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
             parameter.add_(view, alpha=scale)
@@ -225,6 +236,7 @@ class Surface:
                 values = self._values(by_task)
                 seen.append(values)
                 chosen = weights(values if losses is None else losses) if callable(weights) else weights
+                check_shape("weights", chosen, (len(self._names),), f"one for each of the tasks {list(self._names)}")
                 pairs = zip(chosen.tolist(), self._names, strict=True)
                 terms = [weight * by_task[name] for weight, name in pairs if weight != 0 and name in by_task]
                 if terms:

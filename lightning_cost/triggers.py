@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lightning_cost._arguments import check_integer
+from lightning_cost._arguments import check_integer, check_share
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["TRIGGERS", "Majority", "Schedule", "Trigger", "any_conflict", "dominated_conflict", "weak_conflict"]
@@ -47,8 +47,7 @@ class Majority:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"`share` must be in (0, 1]; got {self.share!r}.")
+        check_share("share", self.share, 0)
 
     def __call__(self, gradients: TaskGradients) -> bool:
         """Whether the share is reached."""

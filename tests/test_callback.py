@@ -230,9 +230,7 @@ def test_a_second_callback_is_refused() -> None:
     class Other(SymmetryTeleportCallback):
         pass
 
-    with pytest.raises(
-        MisconfigurationException, match=r"one SymmetryTeleportCallback; got 2: .* and Other. Remove"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"one SymmetryTeleportCallback; got 2: .* and Other. Remove"):
         fit(Net(), make_batches(3), callbacks=[teleporter(), Other()])
 
 

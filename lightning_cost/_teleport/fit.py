@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_cost._arguments import describe
 from lightning_cost._lightning.progress import StageDisplay
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._teleport.optimizer_state import HistoryReuse
@@ -221,6 +222,11 @@ def check_reach(search: Search, module: LightningModule) -> str:
         reached = search.reach(modules, shared)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
+    if not isinstance(reached, Sequence) or not all(isinstance(parameter, Parameter) for parameter in reached):
+        name = type(search).__name__
+        raise MisconfigurationException(
+            f"`{name}.reach` must return some of the shared parameters; got {describe(reached)}."
+        )
     share = num_elements(reached) / num_elements(shared)
     missing = left_out(modules, shared, search.is_target, reached)
     if not missing and share >= 0.5:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
-from lightning_cost._arguments import check_choice
+from lightning_cost._arguments import check_choice, check_same_shape
 
 __all__ = ["HISTORY_MODES", "History", "HistoryReuse", "modulate"]
 
@@ -37,6 +37,7 @@ def modulate(history: Tensor, fresh: Tensor, sigma: float) -> None:
         >>> 0.9 * v + (1 - 0.9) * g, 0.5 * 0.9 * 1.0 + (1 - 0.5 * 0.9) * 3.0
         (tensor([2.1000]), 2.1)
     """
+    check_same_shape("fresh", fresh, "history", history)
     history.lerp_(fresh.to(history.dtype), 1 - sigma)
 
 

@@ -10,9 +10,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_cost._arguments import check_choice, check_positive
+from lightning_cost._arguments import check_choice, check_effect, check_positive, check_same_shape, describe
 from lightning_cost.invariance import Invariance, drift
-from lightning_cost.objectives import ConflictAlignment, Objective
+from lightning_cost.objectives import ConflictAlignment, Objective, checked_value
 from lightning_cost.searches import LevelSetSearch, Search, SearchContext
 from lightning_cost.surface import Point, Surface
 
@@ -106,6 +106,9 @@ class Teleporter:
             check_positive("tolerance", tolerance)
         self.objective = ConflictAlignment() if objective is None else objective
         self.search = LevelSetSearch() if search is None else search
+        if not self.search.uses_aim and isinstance(self.objective, ConflictAlignment):
+            default = ConflictAlignment().target
+            check_effect("target", self.objective.target, default, f"with {type(self.search).__name__}")
         self.invariance = invariance
         self.tolerance = tolerance
         self._spares: list[Tensor] = []
@@ -189,7 +192,7 @@ class _Attempt:
             return self._refused(point, "a loss or gradient is not finite where the teleport starts")
         grads = surface.grads()
         objective.begin(surface, point)
-        value = objective.value(surface, point)
+        value = checked_value(objective, surface, point)
         self._record("start", losses=point.losses, drift=0.0, objective=value)
         start = reached = _Place(point, grads, value)
         reason = ""
@@ -232,13 +235,16 @@ class _Attempt:
             self._record("candidate", losses=losses, drift=change)
             return not refusal
 
-        candidates = self._teleporter.search.candidates(context)
+        candidates: Any = self._teleporter.search.candidates(context)
+        if not isinstance(candidates, Iterator):
+            name = type(self._teleporter.search).__name__
+            raise TypeError(f"`{name}.candidates` must yield at each candidate; got {describe(candidates)}.")
         for _ in candidates:
             point = surface.point_if(admit, reached.point, spare)
             if point is not None:
                 spare = point.gradients.matrix
                 grads, finite = surface.grads(), point.gradients.is_finite and surface.grads_are_finite()
-                value = objective.value(surface, point)
+                value = checked_value(objective, surface, point)
                 self._trace[-1]["objective"] = value
                 refusal = self._objective_refusal(value, reached.value)
                 if not refusal and not finite:
@@ -315,6 +321,7 @@ def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
         >>> round(trajectory_similarity(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])), 4)
         0.7071
     """
+    check_same_shape("gradient", gradient, "move", move)
     products = torch.zeros(3, dtype=torch.float64, device=move.device)
     # In pieces: a copy of the whole vectors in double precision would take longer than everything else.
     for short_move, short_gradient in zip(move.split(_PIECE), gradient.split(_PIECE), strict=True):

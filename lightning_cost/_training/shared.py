@@ -98,8 +98,8 @@ def check_parameters(module: LightningModule) -> None:
         if parameter.is_complex():
             raise MisconfigurationException(
                 f"The shared parameter `{name_of(module, parameter)}` is complex ({parameter.dtype}), but task"
-                " gradients are vectors of real numbers. Hold it as a real tensor and use `torch.view_as_complex` in the"
-                " forward pass, or freeze it."
+                " gradients are vectors of real numbers. Hold it as a real tensor and use `torch.view_as_complex` in"
+                " the forward pass, or freeze it."
             )
 
 

@@ -79,5 +79,5 @@ def check_number(argument: str, value: object) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise TypeError(f"`{argument}` must have one element, got a tensor of shape {tuple(value.shape)}.")
-    elif not isinstance(value, Real):
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{argument}` must be a number or a tensor with one element, got {value!r}.")

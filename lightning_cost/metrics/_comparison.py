@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cost.metrics._averages import NamedAverages, check_names, check_number
-from lightning_cost.metrics._precision import at_least_single
+from lightning_cost.metrics._precision import at_least_single, check_real
 
 __all__ = ["DeltaM", "MeanRank", "delta_m", "mean_rank"]
 
@@ -34,7 +34,7 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
         Percentages of shape :math:`(\ldots)`, in the precision of ``values``, single or better.
 
     Raises:
-        TypeError: If ``higher_is_better`` holds anything but booleans.
+        TypeError: If ``higher_is_better`` holds anything but booleans, or ``values`` is no tensor of real numbers.
         ValueError: If the shapes do not fit, a value is not finite or a baseline is not positive.
 
     Example:
@@ -46,6 +46,7 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
         >>> delta_m(values, [74.01, 93.16, 0.0125, 27.77], [True, True, False, False])
         tensor([22.6210,  4.3047])
     """
+    check_real("values", values)
     values = at_least_single(values)
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(
@@ -81,7 +82,7 @@ def mean_rank(values: Tensor, higher_is_better: Tensor | Sequence[bool]) -> Tens
         better.
 
     Raises:
-        TypeError: If ``higher_is_better`` holds anything but booleans.
+        TypeError: If ``higher_is_better`` holds anything but booleans, or ``values`` is no tensor of real numbers.
         ValueError: If the shapes do not fit or a value is not finite.
 
     Example:
@@ -91,6 +92,7 @@ def mean_rank(values: Tensor, higher_is_better: Tensor | Sequence[bool]) -> Tens
         >>> mean_rank(accuracy_and_error, [True, False])
         tensor([1.7500, 2.2500, 2.0000])
     """
+    check_real("values", values)
     values = at_least_single(values)
     if values.ndim != 2 or values.numel() == 0:
         raise ValueError(

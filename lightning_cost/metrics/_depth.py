@@ -32,8 +32,8 @@ def depth_error(preds: Tensor, target: Tensor, mask: Tensor | None = None, *, re
         A scalar in the precision of the arguments, single or better; NaN if no pixel is valid.
 
     Raises:
-        TypeError: If ``mask`` does not hold booleans.
-        ValueError: If the shapes differ.
+        TypeError: If ``mask`` does not hold booleans, or the others no real numbers.
+        ValueError: If the shapes differ; for the relative error, if ``target`` is not positive at a pixel of ``mask``.
 
     Example:
         >>> from torch import tensor
@@ -45,6 +45,8 @@ def depth_error(preds: Tensor, target: Tensor, mask: Tensor | None = None, *, re
         tensor(0.3750)
     """
     pixels, sums = _error_sums(preds, target, mask)
+    if relative:
+        _check_divisible(target, mask)
     dtype = torch.promote_types(at_least_single(preds).dtype, at_least_single(target).dtype)
     return (sums["relative" if relative else "absolute"] / pixels).to(dtype)
 
@@ -152,6 +154,12 @@ class RelativeDepthError(_DepthError):
         {'abs_err': tensor(0.7500), 'rel_err': tensor(0.3750)}
     """
 
+    def update(self, preds: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch."""
+        pixels, sums = _error_sums(preds, target, mask)
+        _check_divisible(target, mask)
+        self._add_batch(pixels, **sums)
+
     def compute(self) -> Tensor:
         """The error over all batches since the last reset."""
         return self._as_result(self._mean("relative"))
@@ -163,5 +171,15 @@ def _error_sums(preds: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Ten
     # The zeros must replace the difference before `abs`. Later, the gradient of an invalid pixel would be NaN.
     error = torch.where(valid, at_least_single(preds) - at_least_single(target), 0).abs()
     dtype = state_dtype(error.device)
-    sums = {"absolute": error, "relative": error / torch.where(valid, target, 1)}
+    # NaN shows where a collection shares the sums of a metric that does not divide.
+    sums = {"absolute": error, "relative": error / torch.where(valid, target.where(target > 0, torch.nan), 1)}
     return valid.sum(), {name: values.sum(dtype=dtype) for name, values in sums.items()}
+
+
+def _check_divisible(target: Tensor, mask: Tensor | None) -> None:
+    bad = 0 if mask is None else int((mask & ~(target > 0)).sum())
+    if bad:
+        raise ValueError(
+            f"`target` must be positive at all pixels of the `mask` for the relative error; {bad} are not. Leave them"
+            " out of the mask, for example by `mask & (target > 0)`."
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lightning_cost.metrics._pixels import Average, PixelMetric, check_shapes
-from lightning_cost.metrics._precision import at_least_single
+from lightning_cost.metrics._precision import at_least_single, check_real
 
 __all__ = ["MeanNormalAngle", "MedianNormalAngle", "NormalsWithin", "normal_angles"]
 
@@ -47,6 +47,8 @@ def normal_angles(preds: Tensor, target: Tensor, mask: Tensor | None = None) -> 
         >>> normal_angles(preds, target)
         tensor([ 0., 45.])
     """
+    check_real("preds", preds)
+    check_real("target", target)
     if target.ndim < 2 or target.shape[1] != 3:
         raise ValueError(f"`target` must have shape (B, 3, ...), got {tuple(target.shape)}.")
     check_shapes(preds, target, mask, target[:, 0].shape)
@@ -213,7 +215,11 @@ class NormalsWithin(_NormalAngles):
 
     def __init__(self, degrees: float, average: Average = "pixels", **kwargs: Any) -> None:
         super().__init__(average, **kwargs)
-        bins = degrees * _BINS_PER_DEGREE if isinstance(degrees, (int, float)) else math.nan
+        bins = (
+            degrees * _BINS_PER_DEGREE
+            if isinstance(degrees, (int, float)) and not isinstance(degrees, bool)
+            else math.nan
+        )
         if not 0 < bins <= len(self.histogram) or not math.isclose(bins, round(bins)):
             raise ValueError(
                 f"`degrees` must be a multiple of {1 / _BINS_PER_DEGREE} above 0 and at most 180, got {degrees!r}."

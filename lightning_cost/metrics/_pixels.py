@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_cost.metrics._precision import PreciseMetric
+from lightning_cost.metrics._precision import PreciseMetric, check_real
 
 __all__ = ["Average", "PixelMetric", "check_shapes"]
 
@@ -80,16 +80,18 @@ def check_shapes(preds: Tensor, target: Tensor, mask: Tensor | None, mask_shape:
         mask_shape: The shape with one element per pixel.
 
     Raises:
-        TypeError: If the mask does not hold booleans.
+        TypeError: If the mask does not hold booleans, or the others real numbers.
         ValueError: If a shape does not fit.
     """
+    check_real("preds", preds)
+    check_real("target", target)
     if preds.shape != target.shape:
         raise ValueError(
             f"`preds` and `target` must have the same shape, got {tuple(preds.shape)} and {tuple(target.shape)}."
         )
     if mask is None:
         return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`mask` must hold booleans, got {mask.dtype}.")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"`mask` must hold booleans, got {getattr(mask, 'dtype', type(mask).__name__)}.")
     if mask.shape != mask_shape:
         raise ValueError(f"`mask` must have shape {tuple(mask_shape)}, one element per pixel, got {tuple(mask.shape)}.")

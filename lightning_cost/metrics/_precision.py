@@ -55,3 +55,17 @@ def state_dtype(device: torch.device) -> torch.dtype:
     """The type of sums on a device."""
     # Metal has no double precision. Moving a float64 tensor there raises an error.
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_real(argument: str, value: object) -> None:
+    """Refuse what is no tensor of real numbers.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"`{argument}` must be a tensor of real numbers, got {kind}. Convert it first, for example by"
+            " `torch.as_tensor(..., dtype=torch.float32)`."
+        )

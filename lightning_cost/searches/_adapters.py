@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 
 import torch
 from peft import PeftConfig, PeftType, inject_adapter_in_model
@@ -11,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_cost._arguments import check_integer, check_targets
+from lightning_cost._arguments import check_effect, check_integer, check_targets
 from lightning_cost._vectors import views
 
 __all__: list[str] = []
@@ -258,6 +259,23 @@ def unreachable_message(modules: Mapping[str, nn.Module], shared: Sequence[Param
     return f"`adapter` ({kind}) reaches no weight of the shared modules: {reason}."
 
 
+def check_targets_exist(modules: Mapping[str, nn.Module], targets: object) -> None:
+    """Refuse a list of targets with a name that no module has. An expression may match anything.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if targets is None or isinstance(targets, str):
+        return
+    names = [name for name, _ in _named_submodules(modules)]
+    assert isinstance(targets, Iterable)
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = get_close_matches(target, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" They are: {', '.join(names[:8])}."
+            raise ValueError(f"`target_modules` names {target!r}, but no shared module has this name.{hint}")
+
+
 def check_config(config: object) -> PeftConfig:
     """Accept a PEFT configuration whose weight change is a plain, deterministic sum."""
     if not isinstance(config, PeftConfig) or config.peft_type not in _KINDS:
@@ -273,6 +291,8 @@ def check_config(config: object) -> PeftConfig:
     for name in ("loftq_config", "alora_invocation_tokens", "use_qalora"):
         if getattr(config, name, None):
             raise ValueError(f"`adapter` must be a plain LoRA; got {name}={getattr(config, name)!r}. Leave it unset.")
+    for name in ("task_type", "inference_mode", "fan_in_fan_out"):
+        check_effect(f"adapter.{name}", getattr(config, name, None) or None, None, "in a teleport")
     for name in ("rank_pattern", "alpha_pattern"):
         if getattr(config, name, None):
             raise ValueError(

@@ -47,6 +47,9 @@ class Search(ABC):
     rounds: int = 1
     """How often to search again, each time from the point that was accepted last."""
 
+    uses_aim: bool = True
+    """Whether the search asks the objective what to aim at (:meth:`~lightning_cost.objectives.Objective.aim`)."""
+
     @abstractmethod
     def candidates(self, context: SearchContext) -> Iterator[None]:
         """Move the surface from one candidate to the next, the most ambitious first, and yield at each.

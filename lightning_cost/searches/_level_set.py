@@ -20,7 +20,8 @@ from lightning_cost._arguments import (
 )
 from lightning_cost._vectors import norm_of
 from lightning_cost.invariance import LevelSet, drift
-from lightning_cost.searches._adapters import is_target, low_rank, matrix_parameters
+from lightning_cost.objectives import checked_gradient
+from lightning_cost.searches._adapters import check_targets_exist, is_target, low_rank, matrix_parameters
 from lightning_cost.searches._base import Search, SearchContext
 
 __all__ = ["LevelSetSearch"]
@@ -91,7 +92,7 @@ class LevelSetSearch(Search):
         surface, start = context.surface, context.start
         level_set = LevelSet(start.gradients, context.invariance)
         surface.hold(context.origin)
-        value, gradient = context.objective.value_and_gradient(surface, start)
+        value, gradient = checked_gradient(context.objective, surface, start)
         tangent = step = level_set.tangent(gradient)
         # If the objective changes only together with the held losses, what is left is rounding, and no direction.
         if not tangent.norm() > 100 * torch.finfo(tangent.dtype).eps * gradient.norm():
@@ -125,6 +126,7 @@ class LevelSetSearch(Search):
     def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
         if self.full_rank:
             return shared
+        check_targets_exist(modules, self.target_modules)
         reached = matrix_parameters(modules, shared, self.is_target)
         if not reached:
             raise ValueError(

@@ -20,10 +20,12 @@ from lightning_cost._arguments import (
 )
 from lightning_cost._vectors import combine
 from lightning_cost.invariance import loss_fluctuation, loss_fluctuation_weights
+from lightning_cost.objectives import checked_gradient
 from lightning_cost.searches._adapters import (
     PeftAdapter,
     changed_fields,
     check_config,
+    check_targets_exist,
     is_target,
     reachable_layers,
     unreachable_message,
@@ -56,6 +58,8 @@ class PenaltySearch(Search):
     Raises:
         ValueError: If an argument is out of range, or has no effect beside another.
     """
+
+    uses_aim = False
 
     def __init__(
         self,
@@ -126,7 +130,7 @@ class PenaltySearch(Search):
         else:
             losses, gradient = surface.gradient(fluctuation_weights)
             point = Point(losses)
-        value, ascent = context.objective.value_and_gradient(surface, point)
+        value, ascent = checked_gradient(context.objective, surface, point)
         context.record(
             "search",
             losses=point.losses,
@@ -137,6 +141,7 @@ class PenaltySearch(Search):
 
     @override
     def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
+        check_targets_exist(modules, getattr(self.adapter, "target_modules", None))
         layers = reachable_layers(modules, shared, self.adapter)
         if not layers:
             raise ValueError(unreachable_message(modules, shared, self.adapter))
