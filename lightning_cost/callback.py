@@ -325,27 +325,12 @@ class SymmetryTeleportCallback(Callback):
             return
         self._epoch.conflicts += 1
         self._epoch.tried += 1
-        report = self._fit.teleport(trainer, self.reports)
-        if report.accepted:
-            self._epoch.accepted += 1
-            figures = {
-                "cost/drift": report.drift,
-                "cost/cosine_before": min(report.cosines_before.values()),
-                "cost/cosine_after": min(report.cosines_after.values()),
-            }
-            pl_module.log_dict(figures, on_step=False, on_epoch=True, batch_size=1)
+        self._epoch.count(self._fit.teleport(trainer, self.reports))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the counts of the epoch."""
-        if self._epoch.checks:
-            pl_module.log_dict(
-                {
-                    "cost/conflict_share": self._epoch.conflicts / self._epoch.checks,
-                    "cost/accepted": float(self._epoch.accepted),
-                    "cost/rejected": float(self._epoch.tried - self._epoch.accepted),
-                }
-            )
+        """Log what happened in the epoch. All processes log the same."""
+        pl_module.log_dict(self._epoch.figures(), sync_dist=trainer.world_size > 1)
 
     @override
     def state_dict(self) -> dict[str, Any]:

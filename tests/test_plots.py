@@ -175,7 +175,7 @@ def test_no_panel_is_an_error_that_names_the_argument(draw, argument):
 
 
 def test_no_column_is_an_error():
-    with pytest.raises(ValueError, match="`columns` must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`columns` must be an integer of at least 1; got 0"):
         conflict_against_loss({"run": TestConflictAgainstLoss.RUN}, columns=0)
 
 

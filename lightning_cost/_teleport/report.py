@@ -70,6 +70,9 @@ class EpochCounts:
         conflicts: Checks that found conflict.
         tried: Teleports that were tried.
         accepted: Teleports that were accepted.
+        drift: Sum of their drifts.
+        cosine_before: Sum of their smallest cosines where they started.
+        cosine_after: The same where they arrived.
     """
 
     epoch: int = -1
@@ -77,6 +80,31 @@ class EpochCounts:
     conflicts: int = 0
     tried: int = 0
     accepted: int = 0
+    drift: float = 0.0
+    cosine_before: float = 0.0
+    cosine_after: float = 0.0
+
+    def count(self, report: TeleportReport) -> None:
+        """Count a teleport that was tried, if it was accepted."""
+        if report.accepted:
+            self.accepted += 1
+            self.drift += report.drift
+            self.cosine_before += min(report.cosines_before.values())
+            self.cosine_after += min(report.cosines_after.values())
+
+    def figures(self) -> dict[str, float]:
+        """What is logged of the epoch, by name; nothing without a check."""
+        if not self.checks:
+            return {}
+        found = {
+            "cost/conflict_share": self.conflicts / self.checks,
+            "cost/accepted": float(self.accepted),
+            "cost/rejected": float(self.tried - self.accepted),
+        }
+        if self.accepted:
+            means = {name: getattr(self, name) / self.accepted for name in ("drift", "cosine_before", "cosine_after")}
+            found |= {f"cost/{name}": mean for name, mean in means.items()}
+        return found
 
 
 def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int, seconds: float) -> TeleportReport:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import LightningCLI
-
 from recipes.celeba import CelebADataModule, CelebAModel
+from recipes.common.cli import RecipeCLI, exit_after
 
 __all__ = ["main"]
 
 
-def main(args: list[str] | None = None) -> LightningCLI:
+def main(args: list[str] | None = None) -> RecipeCLI:
     """Run one subcommand; `args` without the program's name, by default `sys.argv`."""
-    return LightningCLI(
-        CelebAModel, CelebADataModule, args=args, seed_everything_default=0, auto_configure_optimizers=False
-    )
+    return RecipeCLI(CelebAModel, CelebADataModule, args=args)
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -3,6 +3,7 @@
 from functools import partial
 
 from recipes.cityscapes import CityScapesDataModule, CityScapesModel
+from recipes.common.cli import exit_after
 from recipes.dense.command import run_command
 
 __all__ = ["main"]
@@ -10,4 +11,4 @@ __all__ = ["main"]
 main = partial(run_command, CityScapesModel, CityScapesDataModule)
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.common.interruption import stop_if_interrupted
+
 __all__ = ["BatchLoader", "BatchSampler", "SampledLoader"]
 
 
@@ -117,9 +119,23 @@ class SampledLoader(ABC):
         """Number of batches in an epoch."""
         return len(self.sampler)
 
-    @abstractmethod
     def __iter__(self) -> Iterator[Any]:
-        """The batches of an epoch. Each is drawn from the sampler when it is served."""
+        """The batches of an epoch. Each is drawn from the sampler when it is served.
+
+        Between two batches a training can be interrupted and resumed without a loss.
+        """
+        batches = self.batches()
+        while True:
+            stop_if_interrupted()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            yield batch
+
+    @abstractmethod
+    def batches(self) -> Iterator[Any]:
+        """The batches of an epoch."""
 
     def state_dict(self) -> dict[str, int | None]:
         """State of the sampler."""
@@ -137,5 +153,6 @@ class BatchLoader(SampledLoader):
         super().__init__(sampler)
         self.fetch = fetch
 
-    def __iter__(self) -> Iterator[Any]:
+    def batches(self) -> Iterator[Any]:
+        """What `fetch` makes of each batch of the sampler."""
         return map(self.fetch, self.sampler)

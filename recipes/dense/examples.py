@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.common.interruption import ignore_interrupts
 from recipes.common.loader import BatchSampler, SampledLoader
 from recipes.dense.augment import View, augment
 from recipes.dense.check import read_checked
@@ -79,9 +80,12 @@ class ExampleLoader(SampledLoader):
             pin_memory=pin_memory,
             # Without a generator, the DataLoader draws from the global one for every pass.
             generator=torch.Generator(),
+            # Ctrl-C reaches the workers as well, but the batch under way shall be finished.
+            worker_init_fn=ignore_interrupts,
         )
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """The batches that the workers have read."""
         # The workers read ahead. The sampler counts the batches that were handed out, and its position is saved.
         for _, batch in zip(self.sampler, self._batches, strict=True):
             yield batch

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from recipes.common.cli import exit_after
 from recipes.dense.command import run_command
 from recipes.nyuv2 import NYUv2DataModule, NYUv2Model
 
@@ -10,4 +11,4 @@ __all__ = ["main"]
 main = partial(run_command, NYUv2Model, NYUv2DataModule)
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 
+from recipes.common.cli import RecipeCLI, exit_after
 from recipes.qm9.data import QM9DataModule
 from recipes.qm9.model import QM9Model
 
 __all__ = ["QM9CLI", "main"]
 
 
-class QM9CLI(LightningCLI):
-    """LightningCLI that gives `model.targets` to the data module too."""
+class QM9CLI(RecipeCLI):
+    """RecipeCLI that gives `model.targets` to the data module too."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link `data.targets` to `model.targets`."""
@@ -20,8 +21,8 @@ class QM9CLI(LightningCLI):
 
 def main(args: list[str] | None = None) -> QM9CLI:
     """Run one subcommand; `args` without the program's name, by default `sys.argv`."""
-    return QM9CLI(QM9Model, QM9DataModule, args=args, seed_everything_default=0, auto_configure_optimizers=False)
+    return QM9CLI(QM9Model, QM9DataModule, args=args)
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from recipes.common.command import exit_status, make_console
+from recipes.common.command import exit_status, make_console, output_folder
 from recipes.common.files import damaged, replacing, user_cache
 from recipes.common.progress import make_progress
 from recipes.qm9.molecules import Molecules
@@ -106,7 +106,7 @@ def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarra
 def main(args: Sequence[str] | None = None) -> int:
     """Build the file, print where it is, and return the exit status; `args` is `sys.argv` by default."""
     parser = argparse.ArgumentParser(prog=_MODULE, description="Build the molecules of QM9 from the package qm9pack.")
-    parser.add_argument("--cache-dir", type=Path, help=f"folder; default: {cache_file().parent}")
+    parser.add_argument("--cache-dir", type=output_folder, help=f"folder; default: {cache_file().parent}")
     options = parser.parse_args(args)
     console = make_console(_WIDTH)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from recipes.common.command import at_least, exit_status, make_console
+from recipes.common.command import at_least, exit_status, make_console, output_folder
 from recipes.scenes.writers import write_celeba, write_cityscapes, write_nyuv2
 
 __all__ = ["main"]
@@ -33,7 +32,7 @@ def _parse(args: Sequence[str] | None) -> dict[str, Any]:
     about = "Draw rooms, streets or faces in a data set's layout."
     parser = argparse.ArgumentParser("python -m recipes.scenes", description=about, argument_default=argparse.SUPPRESS)
     parser.add_argument("--layout", choices=_WRITERS, required=True, help="data set whose layout to write")
-    parser.add_argument("--output", type=Path, required=True, help="new or empty folder, or one to go on with")
+    parser.add_argument("--output", type=output_folder, required=True, help="new or empty folder, or one to go on with")
     parser.add_argument("--num-train", type=at_least(1), required=True, help="training examples")
     parser.add_argument("--num-val", type=at_least(1), required=True, help="validation examples")
     parser.add_argument("--num-test", type=at_least(1), help="test examples (celeba only, needed there)")

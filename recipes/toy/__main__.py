@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_cost import ConflictAlignment, RandomDirection, Reversed, SymmetryTeleportCallback
-from recipes.common.command import at_least
+from recipes.common.command import at_least, output_folder
 from recipes.common.training import be_a_quiet_worker
 from recipes.toy.figure import draw
 from recipes.toy.model import ToyModel
@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m recipes.toy", description="Trajectories on the problem of CAGrad.")
-    parser.add_argument("--output", type=Path, default=Path("toy_output"), help="folder of the figure (%(default)s)")
+    parser.add_argument("--output", type=output_folder, default=Path("toy_output"), help="folder (%(default)s)")
     parser.add_argument("--steps", type=at_least(1), default=1300, help="most steps of a run (%(default)s)")
     parser.add_argument("--seed", type=int, help=f"shift each start at random by at most {_SHIFT}; default: no shift")
     parser.add_argument("--controls", action="store_true", help="also teleport in random and in reversed directions")
