@@ -33,7 +33,7 @@ class RecipeCLI(LightningCLI):
     """LightningCLI for a recipe.
 
     - A checkpoint of another recipe, a damaged one, and options of the model that contradict it are refused by name.
-    - Only `fit` writes a log. The others print their results.
+    - Only `fit` writes a log. The others print their results, and draw into the folder of the checkpoint's run.
     - If the configuration adds COST to another one, the log gets a folder of its own.
     """
 
@@ -62,6 +62,11 @@ class RecipeCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         if self.subcommand != "fit":
             trainer.logger, self.save_config_callback = False, None
+            path = self.config[self.subcommand].get("ckpt_path")
+            if path and trainer.default_root_dir is None and Path(path).is_file():
+                # What callbacks draw goes into the folder of the run.
+                folder = Path(path).resolve().parent
+                trainer.default_root_dir = str(folder.parent if folder.name == "checkpoints" else folder)
         elif any(_TELEPORT in str(callback.get("class_path")) for callback in trainer.callbacks or []):
             loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
             for logger in loggers:

@@ -76,8 +76,10 @@ def test_a_configuration_is_the_protocol(name):
     assert settings["model"] == {"width": 64, "lr": 3e-4}
     assert settings["data"] == {"batch_size": 256, "image_size": 64, "shuffle_seed": 0}
     assert settings["trainer"]["max_epochs"] == 15
-    best, last = (c["init_args"] for c in settings["trainer"]["callbacks"] if "ModelCheckpoint" in c["class_path"])
-    assert (best["monitor"], best["mode"], last["save_on_exception"]) == ("val/mean_f1", "max", True)
+    callbacks = settings["trainer"]["callbacks"]
+    (best,) = (c["init_args"] for c in callbacks if "ModelCheckpoint" in c["class_path"])
+    assert (best["monitor"], best["mode"]) == ("val/mean_f1", "max")
+    assert sum(c["class_path"].endswith(".LastCheckpoint") for c in callbacks) == 1
 
 
 def check(cli, name, folder, steps):
@@ -121,4 +123,4 @@ def test_the_best_epoch_is_kept_and_tested(run, tmp_path):
     assert set(tested.trainer.callback_metrics) == logged
     for name, value in tested.model.state_dict().items():
         assert torch.equal(value, checkpoint["state_dict"][name])
-    assert (folder.with_name("version_1") / "f1_test.png").is_file()
+    assert (folder.with_name("version_0") / "f1_test.png").is_file()

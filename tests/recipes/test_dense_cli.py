@@ -158,4 +158,4 @@ def test_the_command_line_trains_and_validates_some_tasks(arguments: Callable[..
     for name in names:
         assert validated.trainer.callback_metrics[f"val/{name}"] == fitted.trainer.callback_metrics[f"val/{name}"]
     drawn = sorted(path.parts[-3:] for path in (tmp_path / "lightning_logs").rglob("*.png"))
-    assert drawn == [("version_0", "pictures", "epoch_000.png"), ("version_1", "pictures", "validation.png")]
+    assert drawn == [("version_0", "pictures", "epoch_000.png"), ("version_0", "pictures", "validation.png")]
