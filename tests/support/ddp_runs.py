@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -101,6 +102,14 @@ def train(rank: int, run: Run, size: int = 2, ckpt_path: Any = None) -> dict[str
         "rates": Engine(module).state_dict()["rates"],
         "steps": trainer.global_step,
     }
+
+
+def warned(rank: int, run: Run) -> list[str]:
+    """What a run warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(rank, run)
+    return [str(warning.message) for warning in caught]
 
 
 def alone(run: Run) -> dict[str, Any]:

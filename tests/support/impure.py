@@ -61,10 +61,12 @@ class Impure(Net):
         return features - self.late
 
     def hidden_state(self, features: Tensor) -> Tensor:
-        self.hidden = 0.5 * self.hidden + features.detach().mean(dim=0)
+        self.hidden = 0.5 * self.hidden.to(features) + features.detach().mean(dim=0)
         return features + self.hidden
 
     def hidden_in_place(self, features: Tensor) -> Tensor:
+        if self.hidden.device != features.device:
+            self.hidden = self.hidden.to(features)
         self.hidden.mul_(0.5).add_(features.detach().mean(dim=0))
         return features + self.hidden
 

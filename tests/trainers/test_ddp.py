@@ -35,6 +35,7 @@ from tests.support.ddp_runs import (
     scaler_plugins,
     train,
     train_until_fault,
+    warned,
 )
 from tests.support.nets import Net
 from tests.support.ranks import RankPool
@@ -120,6 +121,11 @@ def test_parameters_that_only_some_ranks_and_tasks_use(ranks: RankPool) -> None:
     for run in runs:
         result = assert_ranks_agree(ranks.run(train, run))
         assert accepted(result) >= 3
+
+
+def test_nothing_is_to_be_synchronized_that_is_not(ranks: RankPool) -> None:
+    for messages in ranks.run(warned, Run(UPGrad)):
+        assert not [message for message in messages if "sync_dist" in message]
 
 
 @pytest.mark.parametrize("method", [PCGrad, GradDrop])
