@@ -48,7 +48,8 @@ def unreached_cause(loss: Tensor) -> str:
     if reached_leaves(loss):
         return (
             "It reaches other parameters only. Compute the loss from the output of `shared_module` without detaching"
-            " it, or name the module that the tasks share in `shared_module`."
+            " it, or name the module that the tasks share in `shared_module`. Reentrant activation checkpointing detaches"
+            " it as well: pass `use_reentrant=False`."
         )
     return "It reaches no parameter at all. Compute the loss from the output of the network."
 

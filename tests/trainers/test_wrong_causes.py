@@ -102,7 +102,7 @@ class Table(Net):
         (Parametrized, LoraConfig(r=2), "all layers are parametrized"),
         (FrozenWeights, LoraConfig(r=2), r"weights are not trained \(backbone.0, backbone.2\). Unfreeze"),
         (Net, LoraConfig(r=2, exclude_modules=".*"), r"`exclude_modules='.*'` leaves out all layers \(backbone.0, "),
-        (Net, LoraConfig(r=2, target_modules=["conv"]), r"`target_modules={'conv'}` chooses none of the layers back"),
+        (Net, LoraConfig(r=2, target_modules="conv"), r"`target_modules='conv'` chooses none of the layers backbone.0"),
         (
             Net,
             LoraConfig(r=2, target_modules=["0"], layers_to_transform=[7], layers_pattern="backbone"),
