@@ -300,7 +300,8 @@ class SymmetryTeleportCallback(Callback):
             names = ", ".join(map(repr, tasks)) or "nothing, since it was never called"
             raise MisconfigurationException(
                 f"SymmetryTeleportCallback needs at least 2 tasks; `task_losses` returned {names}. Remove the callback"
-                " to train a single task, and do not override `training_step` without calling `super()`."
+                " to train a single task, and do not override `training_step` without calling `super()`. For a task"
+                " without labels in this batch, return None."
             )
 
     @override
@@ -313,6 +314,8 @@ class SymmetryTeleportCallback(Callback):
         # Without batches, `training_step` returned None for all of them, and there is nothing to step on.
         if not self._due or step is None or not step.batches or gradients is None:
             return
+        if step.accumulator is None or not all(parameter.requires_grad for parameter in step.accumulator.shared):
+            return  # Somebody has frozen parameters between two micro-batches.
         if gradient_scaler(trainer) is not None and not (
             gradients.is_finite and grads_are_finite(pl_module.parameters())
         ):

@@ -274,7 +274,7 @@ class Accumulator:
             self.gradients = TaskGradients(self._names, self._matrix)
 
     def _check_reach(self, name: str, loss: Tensor, reached: bool) -> None:
-        if reached or not self._strict:
+        if reached or not self._strict or not all(parameter.requires_grad for parameter in self.shared):
             return
         raise RuntimeError(
             f"The graph of the loss of task {name!r} reaches no shared parameter. {unreached_cause(loss)}"

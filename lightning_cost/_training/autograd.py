@@ -20,16 +20,21 @@ def task_gradient(
     Returns:
         One gradient per parameter; ``None`` where the graph of the loss does not reach the parameter.
     """
-    if not loss.requires_grad:
+    # A parameter may have been frozen since the window of micro-batches began.
+    trained = [parameter for parameter in shared if parameter.requires_grad]
+    if not loss.requires_grad or not trained:
         return (None,) * len(shared)
-    return torch.autograd.grad(
-        loss,
-        shared,
-        grad_outputs=None if scale == 1.0 else torch.full_like(loss, scale),
-        retain_graph=True,
-        create_graph=create_graph,
-        allow_unused=True,
+    gradients = iter(
+        torch.autograd.grad(
+            loss,
+            trained,
+            grad_outputs=None if scale == 1.0 else torch.full_like(loss, scale),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
     )
+    return tuple(next(gradients) if parameter.requires_grad else None for parameter in shared)
 
 
 def reached_leaves(loss: Tensor) -> set[Tensor]:
@@ -48,8 +53,8 @@ def unreached_cause(loss: Tensor) -> str:
     if reached_leaves(loss):
         return (
             "It reaches other parameters only. Compute the loss from the output of `shared_module` without detaching"
-            " it, or name the module that the tasks share in `shared_module`. Reentrant activation checkpointing detaches"
-            " it as well: pass `use_reentrant=False`."
+            " it, or name the module that the tasks share in `shared_module`. Reentrant activation checkpointing"
+            " detaches it as well: pass `use_reentrant=False`."
         )
     return "It reaches no parameter at all. Compute the loss from the output of the network."
 

@@ -116,8 +116,10 @@ def check_number_of_tasks(method: nn.Module, names: Sequence[str], device: torch
     except Exception as error:
         options = [name for name in inspect.signature(type(method).__init__).parameters if name in _PER_TASK]
         advice = f"Set its option `{'` or `'.join(options)}` to match." if options else "Use another method."
+        advice += " Return None for a task without labels in a batch, so that all tasks are known from the first batch."
+        text = str(error).rstrip(".")
         raise MisconfigurationException(
-            f"`mtl_method` {method!r} does not work with the {len(names)} tasks {list(names)}: {error}. {advice}"
+            f"`mtl_method` {method!r} does not work with the {len(names)} tasks {list(names)}: {text}. {advice}"
         ) from error
     finally:
         memory.restore()

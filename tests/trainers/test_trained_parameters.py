@@ -139,6 +139,20 @@ def test_a_learning_rate_of_zero_for_all_is_a_phase_without_task_gradients() -> 
     assert len(callback.reports) == 3
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("part", ["backbone", "backbone.0"])
+@pytest.mark.parametrize("first", [True, False])
+def test_parameters_may_be_frozen_between_micro_batches(method: str, part: str, first: bool) -> None:
+    class Freezes(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.get_submodule(part).requires_grad_((batch_idx % 4 < 2) == first)
+
+    module, callback = Freezes(METHODS[method] and METHODS[method]()), teleporter()
+    fit(module, make_batches(8), accumulate_grad_batches=4, callbacks=[callback])
+    assert bool(torch.isfinite(values_of(module)).all())
+    assert not any(report.accepted for report in callback.reports) or not first
+
+
 def test_an_optimizer_without_a_learning_rate_trains_all_it_has() -> None:
     class Unrated(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
