@@ -18,6 +18,7 @@ __all__: list[str] = []
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _CONTAINERS = (list, dict, set, deque)
+_UNCHANGING = frozenset({bool, int, float, str, tuple, type(None), torch.dtype, torch.device})
 
 
 class BufferState:
@@ -28,21 +29,26 @@ class BufferState:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        parts = list(modules)
-        self._buffers = [(owner, *item) for owner in parts for item in owner._buffers.items()]
-        self._values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in self._buffers]
-        self._names = [(owner, frozenset(owner._buffers)) for owner in parts]
+        self._places = [(owner, dict(owner._buffers)) for owner in modules]
+        groups: dict[tuple[torch.dtype, torch.device], dict[int, Tensor]] = {}
+        for _, buffers in self._places:
+            for buffer in buffers.values():
+                if buffer is not None:
+                    groups.setdefault((buffer.dtype, buffer.device), {})[id(buffer)] = buffer.detach()
+        self._groups = [list(group.values()) for group in groups.values()]
+        # A network has dozens of tiny buffers. On a GPU, copying each by itself takes as long as a part of the step.
+        self._values = [torch.cat([buffer.reshape(-1) for buffer in group]) for group in self._groups]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Set the buffers to what they were, and remove those that were not there."""
-        for owner, names in self._names:
-            for name in owner._buffers.keys() - names:
+        for owner, buffers in self._places:
+            for name in owner._buffers.keys() - buffers.keys():
                 del owner._buffers[name]
-        for (owner, name, buffer), value in zip(self._buffers, self._values, strict=True):
-            if buffer is not None and value is not None:
-                buffer.copy_(value)
-            owner._buffers[name] = buffer
+            owner._buffers.update(buffers)
+        for group, values in zip(self._groups, self._values, strict=True):
+            pieces = values.split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [piece.view(b.shape) for piece, b in zip(pieces, group, strict=True)])
 
 
 class ModuleState:
@@ -62,7 +68,9 @@ class ModuleState:
         self._contents: list[Callable[[], object]] = []
         for _, attributes in self._attributes:
             for name, value in attributes.items():
-                undo = None if name in _OF_EVERY_MODULE else _undo(value)
+                if type(value) in _UNCHANGING or name in _OF_EVERY_MODULE:
+                    continue
+                undo = _undo(value)
                 if undo is not None:
                     self._contents.append(undo)
 
