@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,8 @@ class ModuleState:
         self._buffers.restore()
         for part, attributes in self._attributes:
             now = vars(part)
+            if len(now) == len(attributes) and all(map(is_, now.values(), attributes.values())):
+                continue
             # Only what differs: compiled code checks whether a dictionary has been written to.
             for name in now.keys() - attributes.keys():
                 # A function is no state: somebody has replaced a method.

@@ -29,7 +29,7 @@ from lightning_cost._training.grads import GradMark
 from lightning_cost._training.method import write_gradient
 from lightning_cost._training.method_checks import check_assigned, check_method, named_errors
 from lightning_cost._training.method_state import changed_without_backward, snapshot
-from lightning_cost._training.shared import check_parameters, name_of, shared_modules, trained_parameters
+from lightning_cost._training.shared import check_parameters, name_of, trained_parameters
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
 
@@ -277,12 +277,11 @@ class Engine(Evaluator):
         numerics = self.numerics
         self._check_returned_loss(loss, pending.scalarization.total, numerics.loss_scale)
         if step.accumulator is None:
-            shared = trained_parameters(module)
+            shared, whole = trained_parameters(module)
             if not shared:
                 # All that the tasks share is frozen for now.
                 backward()
                 return
-            whole = len(shared) == len({p for part in shared_modules(module).values() for p in part.parameters()})
             step.accumulator = Accumulator(shared, self._kept.expected, numerics, self._kept.matrix, strict=whole)
         accumulator, losses = step.accumulator, pending.by_task
         values = self.across_ranks(losses, accumulator)

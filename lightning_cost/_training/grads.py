@@ -21,8 +21,9 @@ class GradMark:
     """
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
-        self._grads = [(parameter, parameter.grad, _version(parameter.grad)) for parameter in parameters]
-        self._norms = _norms([grad for _, grad, _ in self._grads])
+        pairs = [(parameter, parameter.grad) for parameter in parameters]
+        self._grads = [(parameter, grad, _version(grad)) for parameter, grad in pairs]
+        self._norms = _norms([grad for _, grad in pairs])
 
     def edited(self, factor: float = 1.0) -> Parameter | None:
         """A parameter whose ``.grad`` is another one now; ``None`` if there is none.

@@ -71,15 +71,7 @@ def shared_parameters(module: LightningModule) -> list[Parameter]:
     Raises:
         MisconfigurationException: If the shared modules have no parameters.
     """
-    shared: dict[Parameter, None] = {}
-    for part in shared_modules(module).values():
-        shared.update(dict.fromkeys(part.parameters()))
-    if not shared:
-        raise MisconfigurationException(
-            f"`shared_module={module.shared_module!r}` of {type(module).__name__} has no parameters. Name the module"
-            " whose parameters the tasks share."
-        )
-    return [parameter for parameter in shared if parameter.requires_grad]
+    return [parameter for parameter in _all_parameters(module) if parameter.requires_grad]
 
 
 def check_parameters(module: LightningModule) -> None:
@@ -103,14 +95,31 @@ def check_parameters(module: LightningModule) -> None:
             )
 
 
-def trained_parameters(module: LightningModule) -> list[Parameter]:
+def trained_parameters(module: LightningModule) -> tuple[list[Parameter], bool]:
     """The shared parameters that the optimizer trains now, each once. There may be none for a while.
 
     They require a gradient, and are in a parameter group whose learning rate is not zero.
+
+    Returns:
+        The parameters, and whether these are all parameters of the shared modules.
     """
     groups = [group for optimizer in module.trainer.optimizers for group in optimizer.param_groups]
-    trained = {parameter for group in groups if _learns(group) for parameter in group["params"]}
-    return [parameter for parameter in shared_parameters(module) if parameter in trained]
+    learning = {id(parameter) for group in groups if _learns(group) for parameter in group["params"]}
+    every = _all_parameters(module)
+    trained = [parameter for parameter in every if parameter.requires_grad and id(parameter) in learning]
+    return trained, len(trained) == len(every)
+
+
+def _all_parameters(module: LightningModule) -> list[Parameter]:
+    shared: dict[Parameter, None] = {}
+    for part in shared_modules(module).values():
+        shared.update(dict.fromkeys(part.parameters()))
+    if not shared:
+        raise MisconfigurationException(
+            f"`shared_module={module.shared_module!r}` of {type(module).__name__} has no parameters. Name the module"
+            " whose parameters the tasks share."
+        )
+    return list(shared)
 
 
 def name_of(module: nn.Module, parameter: Parameter) -> str:

@@ -28,7 +28,7 @@ class Watched(MultiTaskMixin):
         return self.by_task
 
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
-        shared, rows = trained_parameters(self), []
+        (shared, _), rows = trained_parameters(self), []
         for task_loss in self.by_task.values():
             pieces = torch.autograd.grad(task_loss, shared, retain_graph=True, allow_unused=True)
             pieces = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(shared, pieces, strict=True)]
