@@ -116,7 +116,7 @@ class Engine(Evaluator):
         losses = self.evaluate(batch, batch_idx)
         ranks = Ranks.of(self._module) if training else Ranks()
         if training and torch.is_grad_enabled():
-            check_has_graph(losses)
+            check_has_graph(losses, self._module)
         validating = trainer is not None and not training
         # A gradient scaler expects losses that overflow, and skips the step. The method must not remember them.
         scaled = trainer is not None and gradient_scaler(trainer) is not None

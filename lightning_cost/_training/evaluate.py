@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lightning_cost._lightning.ranks import Ranks
@@ -87,14 +87,19 @@ def check_losses(losses: object) -> dict[str, Tensor | None]:
     return checked
 
 
-def check_has_graph(losses: Mapping[str, Tensor]) -> None:
-    """Refuse a loss that nothing can be learned from.
+def check_has_graph(losses: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Refuse a loss that nothing can be learned from, unless parameters are frozen.
+
+    Args:
+        losses: The losses.
+        module: The module that they are of.
 
     Raises:
         ValueError: If a loss has no graph.
     """
     for name, loss in losses.items():
-        if not loss.requires_grad:
+        # With frozen parameters, a task may have nothing to train for a while.
+        if not loss.requires_grad and all(parameter.requires_grad for parameter in module.parameters()):
             raise ValueError(
                 f"The loss of task {name!r} has no graph: it is a constant, or it was computed from detached tensors or"
                 " under `torch.no_grad()`. Compute it from the output of the network. For a task without labels in this"

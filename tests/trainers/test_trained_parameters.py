@@ -153,6 +153,18 @@ def test_parameters_may_be_frozen_between_micro_batches(method: str, part: str, 
     assert not any(report.accepted for report in callback.reports) or not first
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_whose_parameters_are_all_frozen_rests(method: str) -> None:
+    module, callback = Net(METHODS[method] and METHODS[method]()), teleporter()
+    module.backbone.requires_grad_(False)
+    module.heads["ink"].requires_grad_(False)
+    fit(module, make_batches(4), callbacks=[callback])
+    moved = changes(module, Net())
+    assert {name for name, change in moved.items() if change} == {
+        f"heads.{task}.0.{part}" for task in ("left", "right") for part in ("weight", "bias")
+    }
+
+
 def test_an_optimizer_without_a_learning_rate_trains_all_it_has() -> None:
     class Unrated(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
