@@ -102,8 +102,9 @@ class MultiTaskMixin(LightningModule):
         must be *repeatable*: with the same parameters it returns the same losses.
 
         Each further call starts from what the first one saw: the batch with its containers (you may ``pop`` from
-        them), the global random numbers, and the buffers and attributes of all modules. Of attributes, this holds for
-        what they refer to, and for the content of tensors, arrays, lists, dictionaries, sets and random generators.
+        them), the global random numbers, and the buffers, frozen parameters and attributes of all modules. Of
+        attributes, this holds for what they refer to, and for the content of tensors, arrays, lists, dictionaries, sets
+        and random generators.
         Afterwards all of it is as if there had been no further call, and ``self.log`` does nothing meanwhile. Anything
         else is yours: do not let the losses depend on it, and guard side effects on it by ``if not self.replaying``. If
         the losses do not come back, an error says so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from lightning_cost._lightning.rng import RngState, preserved_rng
 from lightning_cost._lightning.state import ModuleState
@@ -32,14 +33,27 @@ class Scene:
         batch: The batch.
         batch_idx: Its index in the epoch.
         clone: Whether to copy the tensors of the batch as well, because ``task_losses`` changes them in place.
+        written: Frozen parameters that ``task_losses`` writes.
+        thorough: Whether to notice also what is written into frozen parameters through ``.data``.
     """
 
     # Compiled code cannot copy whatever a module holds.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __init__(self, module: nn.Module, batch: Any, batch_idx: int, clone: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        batch: Any,
+        batch_idx: int,
+        clone: bool = False,
+        written: Collection[Parameter] = (),
+        thorough: bool = False,
+    ) -> None:
         self.batch_idx = batch_idx
         self.rng = RngState.capture()
-        self._module = ModuleState(module.modules())
+        self._module = ModuleState(module.modules(), written)
+        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad and p not in written}
+        self._frozen = [(name, p, _version(p), p.data_ptr()) for name, p in frozen.items()]
+        self._norms = _norms(frozen.values()) if thorough else []
         self._batch = copied(batch, clone)
         self._clone = clone
         self._versions = [(path, tensor, _version(tensor)) for path, tensor in tensors_of(self._batch)]
@@ -50,6 +64,14 @@ class Scene:
             if _version(tensor) != version:
                 return path
         return None
+
+    def written_parameters(self) -> dict[str, Parameter]:
+        """The frozen parameters that have been written since, by name."""
+        found = {name: p for name, p, version, place in self._frozen if (_version(p), p.data_ptr()) != (version, place)}
+        if self._norms:
+            pairs = zip(self._frozen, self._norms, _norms(p for _, p, _, _ in self._frozen), strict=True)
+            found |= {name: p for (name, p, _, _), before, after in pairs if before != after}
+        return found
 
     def restore(self) -> Any:
         """Set the module and the random generators to what they were.
@@ -69,8 +91,8 @@ class RecordedBatch:
     Attributes:
         scene: What it saw.
         losses: The losses by task, without graph.
-        changed_tensor: The path of a tensor of the batch that it changed in place before anybody had a copy. The batch
-            cannot be evaluated again then.
+        changed_tensor: The path of a tensor of the batch, or the name of a frozen parameter, that it changed in place
+            before anybody had a copy. The batch cannot be evaluated again then.
     """
 
     scene: Scene
@@ -79,14 +101,18 @@ class RecordedBatch:
 
 
 @contextmanager
-def preserved(module: LightningModule) -> Iterator[None]:
+def preserved(module: LightningModule, written: Collection[Parameter] = ()) -> Iterator[None]:
     """Undo on exit what evaluating training batches does to a module, gradients aside.
 
     Buffers (such as running statistics), the states of torchmetrics metrics, other attributes and the global random
     generators are restored. Training modes stay as they are, because batch statistics and dropout belong to the losses
     that the optimizer sees.
+
+    Args:
+        module: The module.
+        written: Frozen parameters that are restored as well.
     """
-    state = ModuleState(module.modules())
+    state = ModuleState(module.modules(), written)
     with preserved_rng():
         try:
             yield
@@ -145,6 +171,10 @@ def tensors_of(value: Any, path: str = "batch", depth: int = 0) -> Iterator[tupl
         parts = ((f"{path}.{name}", entry) for name, entry in vars(value).items())
     for name, entry in parts:
         yield from tensors_of(entry, name, depth + 1)
+
+
+def _norms(parameters: Iterable[Parameter]) -> list[float]:
+    return [float(p.detach().norm()) if p.is_floating_point() else 0.0 for p in parameters]
 
 
 def _version(tensor: Tensor) -> int:

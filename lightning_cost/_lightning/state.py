@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 __all__: list[str] = []
 
@@ -53,20 +54,23 @@ class BufferState:
 
 
 class ModuleState:
-    """What some modules hold now apart from parameters: buffers, attributes, containers and random generators.
+    """What some modules hold now apart from trained parameters: buffers, attributes, containers, random generators.
 
     Attributes are restored to the objects that they were. Of these objects, tensors, lists, dictionaries, sets and
     random generators also get back their content. An object of another kind keeps what evaluations did to it.
 
     Args:
         modules: The modules.
+        written: Parameters that are not trained but written, such as a moving average of weights.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], written: Iterable[Parameter] = ()) -> None:
         parts = list(modules)
         self._buffers = BufferState(parts)
         self._attributes = [(part, dict(vars(part))) for part in parts]
-        self._contents: list[Callable[[], object]] = []
+        self._contents: list[Callable[[], object]] = [
+            partial(_write, parameter, parameter.detach().clone()) for parameter in written
+        ]
         for _, attributes in self._attributes:
             for name, value in attributes.items():
                 if type(value) in _UNCHANGING or name in _OF_EVERY_MODULE:

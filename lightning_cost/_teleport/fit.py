@@ -188,7 +188,7 @@ class FitTeleports:
         changed = [batch.changed_tensor for batch in step.batches if batch.changed_tensor is not None]
         if self.ranks.any_of([bool(changed)])[0]:
             where = f" ({changed[0]})" if changed else ""
-            return f"task_losses has changed its batch in place{where}; later batches are copied first"
+            return f"task_losses has changed its batch or a frozen parameter{where}; later ones are copied first"
         if self._repeats.teleports_left > 0:
             return ""
         changes = repeated(start.losses, surface.losses(), start.gradients.names)

@@ -21,7 +21,6 @@ from lightning_cost._lightning.checks import (
     gradient_scaler,
 )
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._lightning.recording import RecordedBatch, Scene
 from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import check_finite, check_has_graph, values_of
 from lightning_cost._training.evaluator import Evaluator
@@ -81,7 +80,8 @@ class Engine(Evaluator):
         module = self._module
         # An earlier fit may have ended in the middle of a step.
         self._kept.step, self._kept.coming, self._kept.gradients = None, Step(), None
-        self._kept.comparison, self._kept.comparisons, self._kept.clones_batches = None, 0, False
+        self._kept.comparison, self._kept.comparisons = None, 0
+        self._kept.clones_batches, self._kept.written = False, None
         if module.reduce_dtype is not None and not getattr(module.reduce_dtype, "is_floating_point", False):
             raise MisconfigurationException(
                 f"`reduce_dtype` of {type(module).__name__} must be a floating torch.dtype such as torch.bfloat16, or"
@@ -110,9 +110,7 @@ class Engine(Evaluator):
         # A validation step may call `training_step`, in the middle of a window of micro-batches.
         training = trainer is not None and trainer.training
         step = self._begin_batch() if training else None
-        recording, scene = step is not None and step.wants_batches, None
-        if recording:
-            scene = Scene(self._module, batch, batch_idx, self._kept.clones_batches)
+        scene = self.scene(batch, batch_idx) if step is not None and step.wants_batches else None
         losses = self.evaluate(batch, batch_idx)
         ranks = Ranks.of(self._module) if training else Ranks()
         if training and torch.is_grad_enabled():
@@ -132,7 +130,7 @@ class Engine(Evaluator):
             # DDP waits for a gradient of every parameter, also of the head of a task without labels here.
             scalarization = scalarization._replace(total=scalarization.total + self.nothing())
         if step is not None:
-            record = None if scene is None else self._record(scene, losses)
+            record = None if scene is None else self.record(scene, losses)
             step.pending = PendingLosses(losses, scalarization, record)
         return losses, scalarization.total
 
@@ -368,12 +366,6 @@ class Engine(Evaluator):
             return None
         edited = step.mark.edited(1 / self.numerics.loss_scale)
         return None if edited is None else name_of(self._module, edited)
-
-    def _record(self, scene: Scene, losses: dict[str, Tensor]) -> RecordedBatch:
-        changed = scene.changed_tensor()
-        if changed is not None:
-            self._kept.clones_batches = True
-        return RecordedBatch(scene, {name: loss.detach() for name, loss in losses.items()}, changed)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         method, comparison = self.method, self._kept.comparison

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_cost._lightning.checks import loss_scale_of
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._lightning.recording import RecordedBatch, preserved
+from lightning_cost._lightning.recording import RecordedBatch, Scene, preserved
 from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import (
     Numerics,
@@ -73,6 +73,20 @@ class Evaluator:
         self._learn_names(tuple(losses))
         return present(losses, self.names)
 
+    def scene(self, batch: Any, batch_idx: int) -> Scene:
+        """What ``task_losses`` is about to see."""
+        clone, written = self._kept.clones_batches, self._kept.written
+        scene: Scene = Scene(self._module, batch, batch_idx, clone, written or (), thorough=written is None)
+        return scene
+
+    def record(self, scene: Scene, losses: dict[str, Tensor]) -> RecordedBatch:
+        """The record of a batch, after its losses were evaluated."""
+        changed, written = scene.changed_tensor(), scene.written_parameters()
+        self._kept.clones_batches |= changed is not None
+        changed = changed or next(iter(written), None)
+        self._kept.written = (self._kept.written or set()) | set(written.values())
+        return RecordedBatch(scene, {name: loss.detach() for name, loss in losses.items()}, changed)
+
     def replay(self, record: RecordedBatch) -> dict[str, Tensor]:
         """Evaluate ``task_losses`` on a recorded batch again, from what it saw and with the precision of its step."""
         batch = record.scene.restore()
@@ -91,7 +105,7 @@ class Evaluator:
         method = snapshot(self.method.wrapped)
         self._kept.replaying = True
         try:
-            with preserved(self._module):
+            with preserved(self._module, self._kept.written or ()):
                 try:
                     yield
                 finally:

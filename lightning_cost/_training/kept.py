@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from lightning_cost._lightning.recording import RecordedBatch
@@ -37,6 +38,7 @@ class Kept:
         comparison: For a method that compares losses: the batches, and their losses before the optimizer step.
         comparisons: Number of these comparisons in this fit.
         clones_batches: Whether recorded batches get tensors of their own, since ``task_losses`` changes them in place.
+        written: Frozen parameters that ``task_losses`` writes; ``None`` before it was looked at.
         matrix: A matrix of task gradients whose memory the next step may reuse.
         hook: The hook in the optimizer.
         prepared: The method that is ready for this fit.
@@ -56,6 +58,7 @@ class Kept:
     comparison: tuple[list[RecordedBatch], Tensor] | None = None
     comparisons: int = 0
     clones_batches: bool = False
+    written: set[Parameter] | None = None
     matrix: Tensor | None = None
     hook: RemovableHandle | None = None
     prepared: Method | None = None
@@ -64,5 +67,5 @@ class Kept:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
-        left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook", "prepared"))
+        left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook", "prepared", "written"))
         return {**self.__dict__, **left_out, "coming": Step(), "replaying": False, "tried": (None, ())}

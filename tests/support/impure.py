@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.support.nets import Net
 
@@ -22,6 +22,7 @@ class Impure(Net):
         self.register_buffer("center", torch.zeros(4))
         self.register_buffer("late", None)
         self.hidden = torch.zeros(4)
+        self.average = nn.Parameter(torch.zeros(4), requires_grad=False)
         self.calls = 0
         self.queue: list[Tensor] = []
         self.table: dict[str, float] = {"scale": 1.0}
@@ -59,6 +60,18 @@ class Impure(Net):
         mean = features.detach().mean(dim=0)
         self.late = mean if self.late is None else 0.5 * self.late + 0.5 * mean
         return features - self.late
+
+    def frozen_parameter(self, features: Tensor) -> Tensor:
+        self.average.lerp_(features.detach().mean(dim=0), 0.3)
+        return features - self.average.detach()
+
+    def frozen_parameter_data(self, features: Tensor) -> Tensor:
+        self.average.data.mul_(0.7).add_(features.detach().mean(dim=0), alpha=0.3)
+        return features - self.average.detach()
+
+    def frozen_parameter_assigned(self, features: Tensor) -> Tensor:
+        self.average.data = 0.7 * self.average.data + 0.3 * features.detach().mean(dim=0)
+        return features - self.average.detach()
 
     def hidden_state(self, features: Tensor) -> Tensor:
         self.hidden = 0.5 * self.hidden.to(features) + features.detach().mean(dim=0)
@@ -109,6 +122,9 @@ class Impure(Net):
 REPEATABLE = [
     "buffer",
     "late_buffer",
+    "frozen_parameter",
+    "frozen_parameter_data",
+    "frozen_parameter_assigned",
     "hidden_state",
     "hidden_in_place",
     "counter",

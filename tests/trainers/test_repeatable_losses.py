@@ -37,14 +37,15 @@ class Witness(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         # The tensors as well: the batch may be changed in place.
-        self.scene = Scene(pl_module, batch, batch_idx, clone=True)
+        self.frozen = [parameter for parameter in pl_module.parameters() if not parameter.requires_grad]
+        self.scene = Scene(pl_module, batch, batch_idx, clone=True, written=self.frozen)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         if len(self.callback.reports) == len(self.drifts):
             return
         report = self.callback.reports[-1]
         assert report.step == trainer.global_step
-        now = Scene(pl_module, None, 0)
+        now = Scene(pl_module, None, 0, written=self.frozen)
         arrived = values_of(pl_module)
         found = []
         for parameters in (self.left, arrived):
@@ -218,7 +219,7 @@ def test_a_batch_of_any_class_may_be_taken_apart(kind: str) -> None:
 
 def test_a_batch_that_is_changed_in_place_is_copied_from_the_second_on() -> None:
     _, callback, _ = run(["batch_in_place"])
-    assert "has changed its batch in place (batch['x'])" in callback.reports[0].reason
+    assert "has changed its batch or a frozen parameter (batch['x'])" in callback.reports[0].reason
     assert sum(report.accepted for report in callback.reports[1:]) >= 4
 
 
