@@ -77,6 +77,9 @@ class RecipeCLI(LightningCLI):
 
 def exit_after(main: Callable[[], object]) -> None:
     """Run a command line, and print errors that the user can fix without a traceback."""
+    if not sys.stdout.isatty():
+        # Lightning cuts the headers of its tables to 80 columns there.
+        os.environ.setdefault("COLUMNS", "240")
     try:
         main()
     except (ImportError, MisconfigurationException, OSError, TypeError, ValueError) as error:

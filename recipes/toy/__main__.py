@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from lightning_cost import ConflictAlignment, RandomDirection, Reversed, SymmetryTeleportCallback
-from recipes.common.command import at_least, output_folder
+from recipes.common.command import at_least, make_console, output_folder
 from recipes.common.training import be_a_quiet_worker
 from recipes.toy.figure import draw
 from recipes.toy.model import ToyModel
@@ -41,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.controls:
         methods["+ COST, random"] = partial(cost, invariance="mean", objective=RandomDirection())
         methods["+ COST, reversed"] = partial(cost, invariance="mean", objective=Reversed(ConflictAlignment()))
-    console = Console()
+    console = make_console(120)
     runs: dict[str, list[Run]] = {}
     with console.status("") as status:
         for method, make_callback in methods.items():
