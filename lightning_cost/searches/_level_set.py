@@ -96,7 +96,7 @@ class LevelSetSearch(Search):
         value, gradient = checked_gradient(context.objective, surface, start)
         norm = float(gradient.norm())
         if not math.isfinite(norm):
-            context.record("refused", reason=f"the gradient of {context.objective!r} is not finite")
+            context.record("refused", reason=f"the gradient of {type(context.objective).__name__} is not finite")
             return
         tangent = step = level_set.tangent(gradient)
         # If the objective changes only together with the held losses, what is left is rounding, and no direction.
