@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 __all__: list[str] = []
 
@@ -20,6 +23,155 @@ def describe(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     text = repr(value)
     return text if len(text) <= 80 else f"a {type(value).__name__}"
+
+
+def check_instance(name: str, value: object, kind: Any, what: str) -> None:
+    """Refuse what is no object of a class.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        kind: The class, or several, as ``isinstance`` takes them.
+        what: What it must be, for the message.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {what}; got {describe(value)}.")
+
+
+def check_floating(name: str, value: object) -> None:
+    """Refuse what is no tensor of real floating-point numbers.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else describe(value)
+        raise TypeError(f"`{name}` must be a tensor of floating-point numbers; got {kind}.")
+
+
+def check_kind(name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a tensor of another type, on another device, or that is sparse.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    if (value.dtype, value.device, value.layout) != (dtype, device, torch.strided):
+        raise TypeError(
+            f"`{name}` must be a dense tensor of {dtype} on {device}; got {value.layout}, {value.dtype} on"
+            f" {value.device}. Convert it."
+        )
+
+
+def as_list(name: str, values: object, what: str) -> list[Any]:
+    """The entries of a sequence or of another iterable, but not those of a tensor or a string.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if isinstance(values, (str, Tensor, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` must be a sequence of {what}; got {describe(values)}.")
+    return list(values)
+
+
+def as_functions(name: str, values: object, example: str) -> list[Any]:
+    """Functions, at least one, from any iterable of them.
+
+    Raises:
+        TypeError: If there is something else.
+        ValueError: If there is none.
+    """
+    functions = as_list(name, values, "functions")
+    for function in functions:
+        if not callable(function):
+            raise TypeError(f"`{name}` must hold functions; got {describe(function)}. Pass `{example}`.")
+    if not functions:
+        raise ValueError(f"`{name}` must hold at least one function; got none.")
+    return functions
+
+
+def as_parameters(name: str, values: object) -> list[Parameter]:
+    """Parameters, from any iterable of them.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    parameters = as_list(name, values, "objects of torch.nn.Parameter")
+    for parameter in parameters:
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"`{name}` must hold objects of torch.nn.Parameter; got {describe(parameter)}.")
+    return parameters
+
+
+def as_shared(name: str, values: object) -> list[Parameter]:
+    """Parameters that can be moved: at least one, each once, of floating-point numbers, with a gradient.
+
+    Raises:
+        TypeError: If there are no parameters of this kind.
+        ValueError: If there is none, one is there twice, or one is frozen.
+    """
+    parameters = as_parameters(name, values)
+    if not parameters or len({id(parameter) for parameter in parameters}) < len(parameters):
+        raise ValueError(f"`{name}` must hold at least one parameter, and each once; got {len(parameters)}.")
+    for parameter in parameters:
+        check_floating(name, parameter)
+    if not all(parameter.requires_grad for parameter in parameters):
+        raise ValueError(f"`{name}` must hold parameters that require a gradient; got a frozen one.")
+    return parameters
+
+
+def check_each(name: str, tensors: Sequence[Tensor | None], parameters: Sequence[Parameter]) -> None:
+    """Refuse what is not a tensor or ``None`` for each parameter, in its shape.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if len(tensors) != len(parameters):
+        raise ValueError(f"`{name}` must hold one tensor for each of {len(parameters)} parameters; got {len(tensors)}.")
+    for index, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True)):
+        if tensor is not None and getattr(tensor, "shape", None) != parameter.shape:
+            shape = tuple(parameter.shape)
+            raise ValueError(f"`{name}[{index}]` must have shape {shape} or be None; got {describe(tensor)}.")
+
+
+def as_names(name: str, values: object) -> tuple[str, ...]:
+    """Names of tasks, each once.
+
+    Raises:
+        TypeError: If they are no sequence of strings.
+        ValueError: If a name is there twice.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` must be a sequence of task names; got {describe(values)}.")
+    names = tuple(values)
+    for entry in names:
+        check_instance(name, entry, str, "a sequence of task names, which are strings")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`{name}` must name each task once; got {list(names)}.")
+    return names
+
+
+def check_function(name: str, value: object, what: str) -> None:
+    """Refuse a class, and a function that does not take a single argument. Other objects pass.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if isinstance(value, type):
+        raise ValueError(f"`{name}` must be {what}, not a class; got {value!r}.")
+    if callable(value):
+        try:
+            signature = inspect.signature(value)
+        except ValueError:
+            return  # Some functions written in C do not say what they take.
+        try:
+            signature.bind(None)
+        except TypeError as error:
+            raise ValueError(
+                f"`{name}` must be {what}, with one argument; got {describe(value)}{signature}."
+            ) from error
 
 
 def check_integer(name: str, value: object, least: int | None = None) -> None:
@@ -87,7 +239,7 @@ def as_number(name: str, value: object) -> float | None:
 
 
 def check_shape(name: str, value: object, shape: Sequence[int], what: str) -> None:
-    """Refuse what is no tensor of a shape.
+    """Refuse what is no tensor of floating-point numbers of a shape.
 
     Args:
         name: The argument.
@@ -96,18 +248,23 @@ def check_shape(name: str, value: object, shape: Sequence[int], what: str) -> No
         what: What the shape is, for the message, such as ``"one element per shared parameter"``.
 
     Raises:
-        ValueError: If it is refused.
+        TypeError: If it holds anything but floating-point numbers.
+        ValueError: If it has another shape.
     """
     if not isinstance(value, Tensor) or value.shape != tuple(shape):
         raise ValueError(f"`{name}` must have shape {tuple(shape)}, {what}; got {describe(value)}.")
+    check_floating(name, value)
 
 
 def check_same_shape(name: str, value: Tensor, other: str, reference: Tensor) -> None:
-    """Refuse a tensor that has not the shape of another one.
+    """Refuse tensors of different shapes, or of anything but floating-point numbers.
 
     Raises:
-        ValueError: If it is refused.
+        TypeError: If they do not hold floating-point numbers.
+        ValueError: If their shapes differ.
     """
+    check_floating(other, reference)
+    check_floating(name, value)
     if value.shape != reference.shape:
         raise ValueError(f"`{name}` must have the shape of `{other}`, {tuple(reference.shape)}; got {describe(value)}.")
 
@@ -133,6 +290,16 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be a number of at least 0; got {value!r}.")
 
 
+def check_number(name: str, value: object) -> None:
+    """Refuse what is not a number.
+
+    Raises:
+        TypeError: If it is refused.
+    """
+    if not _is_number(value):
+        raise TypeError(f"`{name}` must be a number; got {describe(value)}.")
+
+
 def check_between(name: str, value: float, low: float, high: float) -> None:
     """Refuse what is not strictly between two numbers.
 
@@ -141,6 +308,16 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     """
     if not (_is_number(value) and low < value < high):
         raise ValueError(f"`{name}` must be between {low:g} and {high:g}; got {value!r}.")
+
+
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse what is not between two numbers; they themselves are allowed.
+
+    Raises:
+        ValueError: If it is refused.
+    """
+    if not (_is_number(value) and low <= value <= high):
+        raise ValueError(f"`{name}` must be from {low:g} to {high:g}; got {value!r}.")
 
 
 def _is_number(value: object) -> bool:
@@ -161,7 +338,9 @@ def check_choice(name: str, value: object, choices: Iterable[object], alternativ
     """
     allowed = list(choices)
     if not any(type(value) is type(choice) and value == choice for choice in allowed):
-        raise ValueError(f"`{name}` must be one of {allowed}{alternative and f' or {alternative}'}; got {value!r}.")
+        raise ValueError(
+            f"`{name}` must be one of {allowed}{alternative and f' or {alternative}'}; got {describe(value)}."
+        )
 
 
 def check_among(name: str, value: object, what: str, known: Sequence[object]) -> None:

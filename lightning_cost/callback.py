@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cost._arguments import as_bool, check_bool, check_choice, check_seed
+from lightning_cost._arguments import as_bool, check_bool, check_choice, check_function, check_seed
 from lightning_cost._lightning.checks import (
     allow_repeated_backward,
     check_automatic_optimization,
@@ -130,8 +130,7 @@ class SymmetryTeleportCallback(Callback):
             check_choice("objective", objective, _OBJECTIVES, "an Objective")
         if not isinstance(search, Search):
             check_choice("search", search, _SEARCHES, "a Search")
-        if isinstance(trigger, type):
-            raise ValueError(f"`trigger` must be a function of TaskGradients, not a class; got {trigger!r}.")
+        check_function("trigger", trigger, "a function of TaskGradients")
         check_choice("unrepeatable", unrepeatable, UNREPEATABLE)
         check_seed("seed", seed)
         check_bool("check_ranks", check_ranks)
@@ -251,6 +250,12 @@ class SymmetryTeleportCallback(Callback):
                 f"`start_epoch={start}` is never reached: epochs count from 0 and `max_epochs={epochs}`. There will be"
                 " no teleport. Lower `start_epoch`, or train for longer."
             )
+        if own_schedule and self.schedule != Schedule() and not self._reads_schedule():
+            rank_zero_warn(
+                f"{type(self).__name__} overrides `should_check` without `super().should_check(...)` or"
+                f" `self.schedule`, so that {self.schedule} has no effect. Remove `start_epoch`, `max_per_epoch` and"
+                " `check_every_n_steps`, or read them in `should_check`."
+            )
         allow_repeated_backward()
         self._end_fit()
         self._fit = FitTeleports(
@@ -352,6 +357,11 @@ class SymmetryTeleportCallback(Callback):
         self._epoch = EpochCounts(**state_dict["epoch"])
         self._repeats.teleports_left = state_dict["teleports_left"]
         self._generator.set_state(state_dict["generator"].cpu())
+
+    def _reads_schedule(self) -> bool:
+        """Whether an overridden :meth:`should_check` names what it would read the schedule by."""
+        code = getattr(type(self).should_check, "__code__", None)
+        return code is None or not {"should_check", "schedule"}.isdisjoint(code.co_names)
 
     def _check_edits(self, module: LightningModule) -> None:
         edited = Engine(module).edited_parameter()

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_cost._arguments import check_among, describe
+from lightning_cost._arguments import as_names, check_among, check_floating
 from lightning_cost._vectors import combine
 
 __all__ = ["TaskGradients"]
@@ -44,17 +44,14 @@ class TaskGradients:
     """
 
     def __init__(self, names: Sequence[str], matrix: Tensor) -> None:
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-            kind = matrix.dtype if isinstance(matrix, Tensor) else describe(matrix)
-            raise TypeError(f"`matrix` must be a tensor of floating-point numbers; got {kind}.")
-        if len(set(names)) < len(names):
-            raise ValueError(f"`names` must name each task once; got {list(names)}.")
+        check_floating("matrix", matrix)
+        names = as_names("names", names)
         if matrix.ndim != 2 or matrix.shape[0] != len(names):
             raise ValueError(
                 f"`matrix` must have shape (number of tasks, number of shared parameters) with {len(names)} rows, one"
                 f" for each of the tasks {list(names)}; got shape {tuple(matrix.shape)}."
             )
-        self.names = tuple(names)
+        self.names = names
         self.matrix = matrix
 
     @cached_property
@@ -76,7 +73,13 @@ class TaskGradients:
 
     @cached_property
     def mean(self) -> Tensor:
-        r"""The mean gradient :math:`g_0`, shape :math:`(P,)`."""
+        r"""The mean gradient :math:`g_0`, shape :math:`(P,)`.
+
+        Raises:
+            ValueError: If there is no task.
+        """
+        if not self.names:
+            raise ValueError("TaskGradients without tasks have no mean. Pass the gradients of at least one task.")
         return combine(self.matrix, self.matrix.new_full((len(self.names),), 1 / len(self.names)))
 
     @cached_property
@@ -111,7 +114,8 @@ class TaskGradients:
 
     def select(self, names: Sequence[str]) -> TaskGradients:
         """The gradients of some of the tasks; the object itself if these are all of them, in their order."""
-        if tuple(names) == self.names:
+        names = as_names("names", names)
+        if names == self.names:
             return self
         for name in names:
             check_among("names", name, "the tasks", self.names)

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from lightning_cost._arguments import check_choice, check_same_shape
+from lightning_cost._arguments import check_bool, check_choice, check_instance, check_same_shape, check_shape
 from lightning_cost._vectors import combine
 from lightning_cost.gradients import TaskGradients
 
@@ -43,6 +43,7 @@ def loss_fluctuation(losses: Tensor, reference: Tensor, invariance: Invariance, 
         relative: Divide each change by :math:`|L_i^*|`. Tasks of different scales need it; Eq. 7 does not do it.
     """
     _check_losses(losses, reference, invariance)
+    check_bool("relative", relative)
     held, before = held_losses(losses, invariance), held_losses(reference, invariance)
     change = (held - before).abs()
     # Compiled code and nondeterministic kernels repeat a loss only up to rounding. Its sign would choose a direction.
@@ -64,6 +65,8 @@ def loss_fluctuation_weights(losses: Tensor, reference: Tensor, invariance: Inva
 def _check_losses(losses: Tensor, reference: Tensor, invariance: Invariance) -> None:
     check_choice("invariance", invariance, get_args(Invariance))
     check_same_shape("reference", reference, "losses", losses)
+    if losses.ndim != 1 or not len(losses):
+        raise ValueError(f"`losses` must have shape (K,), one loss for each task; got shape {tuple(losses.shape)}.")
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,18 @@ class LevelSet:
     gradients: TaskGradients
     invariance: Invariance
 
+    def __post_init__(self) -> None:
+        check_instance("gradients", self.gradients, TaskGradients, "a TaskGradients")
+        check_choice("invariance", self.invariance, get_args(Invariance))
+
     def tangent(self, vector: Tensor) -> Tensor:
         """The part of a vector of shape ``(P,)`` along which no held loss changes to first order."""
+        check_shape("vector", vector, self.gradients.matrix.shape[1:], "one element for each column of the gradients")
         return self._combine(self.gradients.matrix @ vector).neg_().add_(vector)
 
     def retraction(self, residuals: Tensor) -> Tensor:
         """The smallest step, shape ``(P,)``, that to first order undoes residuals of the losses, shape ``(K,)``."""
+        check_shape("residuals", residuals, self.gradients.matrix.shape[:1], "one for each task")
         return self._combine(residuals).neg_()
 
     def _combine(self, changes: Tensor) -> Tensor:

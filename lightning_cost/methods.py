@@ -6,6 +6,8 @@ from torch import Tensor
 from torchjd.scalarization import Scalarizer
 from typing_extensions import override
 
+from lightning_cost._arguments import check_floating
+
 __all__ = ["ScaleInvariant"]
 
 
@@ -19,6 +21,7 @@ class ScaleInvariant(Scalarizer):
     Section 6) and of the tables of the COST paper.
 
     Raises:
+        TypeError: When it is called, if the losses are no tensor of floating-point numbers.
         ValueError: When it is called, if a loss is not positive.
 
     Example:
@@ -40,6 +43,7 @@ class ScaleInvariant(Scalarizer):
         Returns:
             A scalar.
         """
+        check_floating("values", values)
         # NaN passes: a gradient scaler expects it, and skips the step.
         if bool((values <= 0).any()):
             raise ValueError(

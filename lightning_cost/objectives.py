@@ -13,11 +13,14 @@ from lightning_cost._arguments import (
     as_number,
     check_choice,
     check_effect,
+    check_floating,
     check_integer,
+    check_kind,
     check_positive,
     check_share,
     describe,
 )
+from lightning_cost._vectors import row_dtype
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.surface import Point, Surface
 
@@ -85,7 +88,7 @@ def checked_gradient(objective: Objective, surface: Surface, point: Point) -> tu
     """:meth:`Objective.value_and_gradient`.
 
     Raises:
-        TypeError: If it is not a number or ``None``, and a tensor of shape ``(P,)``.
+        TypeError: If it is not a number or ``None``, and a vector like those of the surface, of shape ``(P,)``.
     """
     name = f"{type(objective).__name__}.value_and_gradient"
     returned = objective.value_and_gradient(surface, point)
@@ -95,7 +98,21 @@ def checked_gradient(objective: Objective, surface: Surface, point: Point) -> tu
     if not isinstance(gradient, Tensor) or gradient.shape != (surface.num_parameters,):
         shape = (surface.num_parameters,)
         raise TypeError(f"`{name}` must return a gradient of shape {shape}; got {describe(gradient)}.")
-    return as_number(name, value), gradient
+    check_kind(f"gradient of {name}", gradient, row_dtype(surface.shared), surface.shared[0].device)
+    return as_number(name, value), gradient.detach()
+
+
+def checked_aim(objective: Objective, value: float) -> float:
+    """:meth:`Objective.aim`.
+
+    Raises:
+        TypeError: If it is not a number.
+    """
+    name = f"{type(objective).__name__}.aim"
+    aim = as_number(name, objective.aim(value))
+    if aim is None or math.isnan(aim):
+        raise TypeError(f"`{name}` must return a number, or infinity for the longest step; got {aim}.")
+    return aim
 
 
 class ConflictAlignment(Objective):
@@ -307,16 +324,16 @@ class Reversed(Objective):
 
     def value(self, surface: Surface, point: Point) -> float | None:
         """The negative value."""
-        value = self.objective.value(surface, point)
+        value = checked_value(self.objective, surface, point)
         return None if value is None else -value
 
     def aim(self, value: float) -> float:
         """Aims as far down as the objective aims up."""
-        return value + self.objective.aim(-value) + value
+        return value + checked_aim(self.objective, -value) + value
 
     def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float | None, Tensor]:
         """The negative value and gradient."""
-        value, gradient = self.objective.value_and_gradient(surface, point)
+        value, gradient = checked_gradient(self.objective, surface, point)
         return None if value is None else -value, -gradient
 
     def __repr__(self) -> str:
@@ -342,7 +359,8 @@ def balance_weights(norms: Tensor) -> Tensor:
         >>> balance_weights(torch.tensor([1.0, 1.0]))
         tensor([1., 1.])
     """
-    if norms.ndim != 1:
+    check_floating("norms", norms)
+    if norms.ndim != 1 or not len(norms):
         raise ValueError(f"`norms` must have shape (K,); got {describe(norms)}.")
     wide = norms.detach().cpu().double()
     if not bool((torch.isfinite(wide) & (wide >= 0)).all()):

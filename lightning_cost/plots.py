@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from lightning_cost._arguments import check_integer, describe
 from lightning_cost._teleport.report import TeleportReport
@@ -45,6 +47,7 @@ class ConflictTrace:
         reports: The teleports of the run.
 
     Raises:
+        TypeError: If a part is no sequence, or holds something else.
         ValueError: If the lengths differ, or are 0.
     """
 
@@ -54,10 +57,16 @@ class ConflictTrace:
     reports: Sequence[TeleportReport] = ()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "losses", "conflicts", "reports"):
+        for name, kinds, what in (
+            ("steps", "iu", "integers"),
+            ("losses", "iuf", "numbers"),
+            ("conflicts", "b", "bools"),
+        ):
             value = getattr(self, name)
-            if not hasattr(value, "__len__") or isinstance(value, str):
-                raise TypeError(f"`{name}` must be a sequence; got {describe(value)}.")
+            array = _array(value)
+            if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
+                raise TypeError(f"`{name}` must be a sequence of {what}; got {describe(value)}.")
+        _check_reports("reports", self.reports)
         lengths = {"steps": len(self.steps), "losses": len(self.losses), "conflicts": len(self.conflicts)}
         if len(set(lengths.values())) > 1 or not lengths["steps"]:
             raise ValueError(f"ConflictTrace needs the same number of entries in each, at least one; got {lengths}.")
@@ -114,11 +123,7 @@ def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
     """
     _check_panels("reports", reports)
     for title, attempts in reports.items():
-        if not isinstance(attempts, Sequence) or not all(isinstance(report, TeleportReport) for report in attempts):
-            raise TypeError(
-                f"`reports[{title!r}]` must be a sequence of TeleportReport, such as `callback.reports`; got"
-                f" {describe(attempts)} of type {type(attempts).__name__}."
-            )
+        _check_reports(f"reports[{title!r}]", attempts)
     figure = _figure(2, len(reports), width=4.2, height=4.0)
     axes = figure.subplots(len(reports), 2, squeeze=False)
     for (left, right), (title, attempts) in zip(axes, reports.items(), strict=True):
@@ -156,11 +161,16 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
             raise TypeError(
                 f"`runs[{title!r}]` must be a ConflictTrace; got {describe(run)} of type {type(run).__name__}."
             )
+        if (_array(run.losses) <= 0).any():
+            raise ValueError(
+                f"`runs[{title!r}].losses` must be positive, because their axis is logarithmic; the least is"
+                f" {min(run.losses):g}. Add a constant to all of them."
+            )
     figure, axes = _panels(runs, columns)
     for ax, (title, run) in zip(axes, runs.items(), strict=True):
-        steps, losses, conflicts = (np.asarray(part) for part in (run.steps, run.losses, run.conflicts))
+        steps, losses, conflicts = (_array(part) for part in (run.steps, run.losses, run.conflicts))
         for flag, label, color in ((False, "no conflict", _CALM), (True, "conflict", _CONFLICT)):
-            chosen = conflicts.astype(bool) == flag
+            chosen = conflicts == flag
             ax.plot(steps[chosen], losses[chosen], "o", color=color, label=f"{label} ({chosen.mean():.0%})", **_POINTS)
         for accepted, label, color in ((True, "accepted", "#000000"), (False, "refused", "#CC79A7")):
             at = [report.step for report in run.reports if report.accepted == accepted]
@@ -193,7 +203,7 @@ def _draw_trace(top: Axes, bottom: Axes, trace: Sequence[Mapping[str, Any]]) -> 
     iterations = [row for row in trace if "loss_fluctuation" in row]
     if iterations:
         _line(top, [row["loss_fluctuation"] for row in iterations], _CALM)
-        _line(bottom, [row["objective"] for row in iterations], _CONFLICT)
+        _line(bottom, [row.get("objective") for row in iterations], _CONFLICT)
         top.set_ylabel(r"loss fluctuation $\mathcal{L}_t$")
         bottom.set_ylabel(r"objective $\mathcal{L}_g$")
         bottom.set_xlabel("iteration")
@@ -204,7 +214,7 @@ def _draw_trace(top: Axes, bottom: Axes, trace: Sequence[Mapping[str, Any]]) -> 
     top.set_ylabel("drift of the losses")
     bottom.set_ylabel("objective")
     bottom.set_xlabel("evaluation")
-    bottom.set_xticks(range(len(trace)), [row["stage"] for row in trace])
+    bottom.set_xticks(range(len(trace)), [row.get("stage", "") for row in trace])
 
 
 def _line(ax: Axes, values: Sequence[float | None], color: str, marker: str | None = None) -> None:
@@ -294,6 +304,26 @@ def _cycle(names: Mapping[str, object]) -> list[str]:
     return [_COLORS[index % len(_COLORS)] for index in range(len(names))]
 
 
+def _array(values: object) -> NDArray[Any]:
+    """An array of a sequence; of no dimension if it is none."""
+    if isinstance(values, Tensor):
+        return np.asarray(values.detach().cpu())
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        return np.asarray(None)
+
+
+def _check_reports(argument: str, reports: object) -> None:
+    if not isinstance(reports, Sequence) or not all(isinstance(report, TeleportReport) for report in reports):
+        raise TypeError(
+            f"`{argument}` must be a sequence of TeleportReport, such as `callback.reports`; got {describe(reports)} of"
+            f" type {type(reports).__name__}."
+        )
+
+
 def _check_panels(argument: str, panels: Mapping[str, object]) -> None:
     if not isinstance(panels, Mapping) or not panels:
-        raise ValueError(f"`{argument}` must map at least one title to the content of its panel; got {panels!r}.")
+        raise ValueError(
+            f"`{argument}` must map at least one title to the content of its panel; got {describe(panels)}."
+        )

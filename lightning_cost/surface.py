@@ -5,24 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import NoneType
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_cost._arguments import check_shape, describe
+from lightning_cost._arguments import (
+    as_bool,
+    as_functions,
+    as_names,
+    as_parameters,
+    as_shared,
+    check_each,
+    check_instance,
+    check_number,
+    check_shape,
+)
 from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
 from lightning_cost._training.autograd import task_gradient
 from lightning_cost._training.evaluate import (
     Numerics,
     Scalarization,
     check_losses,
+    checked_scalar,
     grads_are_finite,
     mean_losses,
     present,
     values_of,
 )
-from lightning_cost._vectors import accumulate, assign, flatten, norm_of, num_elements, views, zeros_like_shared
+from lightning_cost._vectors import (
+    accumulate,
+    assign,
+    flatten,
+    norm_of,
+    num_elements,
+    row_dtype,
+    views,
+    zeros_like_shared,
+)
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["Point", "Surface"]
@@ -108,28 +129,21 @@ class Surface:
         numerics: Numerics | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        self._batches = [batches] if callable(batches) else list(batches)
-        self.shared = list(shared)
-        for batch in self._batches:
-            if not callable(batch):
-                raise TypeError(f"`batches` must hold functions; got {describe(batch)}. Pass `lambda: losses(batch)`.")
-        for parameter in self.shared:
-            if not isinstance(parameter, Parameter):
-                raise TypeError(f"`shared` must hold objects of torch.nn.Parameter; got {describe(parameter)}.")
-        if not self._batches:
-            raise ValueError("`batches` must hold at least one function; got none.")
-        if not self.shared or len({id(parameter) for parameter in self.shared}) < len(self.shared):
-            raise ValueError(f"`shared` must hold at least one parameter, and each once; got {len(self.shared)}.")
-        if not all(parameter.requires_grad for parameter in self.shared):
-            raise ValueError("`shared` must hold parameters that require a gradient; got a frozen one.")
-        self._parameters = self.shared if parameters is None else list(parameters)
+        self._batches = [batches] if callable(batches) else as_functions("batches", batches, "lambda: losses(batch)")
+        self.shared = as_shared("shared", shared)
+        self._parameters = self.shared if parameters is None else as_parameters("parameters", parameters)
+        if not {id(parameter) for parameter in self.shared} <= {id(parameter) for parameter in self._parameters}:
+            raise ValueError("`parameters` must hold all parameters of `shared`; one is missing. Pass None for these.")
+        check_instance("scalarize", scalarize, (Callable, NoneType), "a function of the task losses or None")
+        check_instance("generator", generator, (torch.Generator, NoneType), "a torch.Generator or None")
+        check_instance("numerics", numerics, (Numerics, NoneType), "a Numerics or None")
         self._scalarize = self._mean if scalarize is None else scalarize
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._numerics = Numerics() if numerics is None else numerics
         self.ranks = self._numerics.ranks
         self.forwards = 0
         self.backwards = 0
-        self._names = () if names is None else tuple(names)
+        self._names = () if names is None else as_names("names", names)
         self._strict = names is None
         self._held: Tensor | None = None
 
@@ -143,6 +157,7 @@ class Surface:
         values = [parameter.detach() for parameter in self.shared]
         if out is None:
             return self.flatten(values)
+        check_shape("out", out, (self.num_parameters,), _ONE_EACH)
         assign(values, self.shared, out)
         return out
 
@@ -152,6 +167,8 @@ class Surface:
         Args:
             position: What :meth:`position` returned. Do not write into it. ``None`` to forget it.
         """
+        if position is not None:
+            check_shape("position", position, (self.num_parameters,), _ONE_EACH)
         self._held = position
 
     @torch.no_grad()
@@ -166,6 +183,7 @@ class Surface:
     def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
         """Add ``scale`` times a vector of shape ``(P,)`` to the shared parameters."""
         check_shape("vector", vector, (self.num_parameters,), _ONE_EACH)
+        check_number("scale", scale)
         self._held = None
         for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
             parameter.add_(view, alpha=scale)
@@ -188,11 +206,13 @@ class Surface:
 
     def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Concatenate one tensor per shared parameter into a vector of shape ``(P,)``. ``None`` stands for zeros."""
+        check_each("tensors", tensors, self.shared)
         return flatten(tensors, self.shared)
 
     def standard_normal(self) -> Tensor:
         """A standard normal vector of shape ``(P,)``, drawn from ``generator``."""
-        return torch.randn(self.num_parameters, generator=self.generator).to(zeros_like_shared(self.shared[:1]))
+        device, dtype = self.shared[0].device, row_dtype(self.shared)
+        return torch.randn(self.num_parameters, generator=self.generator).to(device, dtype)
 
     def grads(self) -> list[Tensor | None]:
         """``.grad`` of every parameter. These are the tensors themselves: :meth:`point` makes new ones."""
@@ -205,6 +225,7 @@ class Surface:
 
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """Set ``.grad`` of every parameter to what :meth:`grads` returned."""
+        check_each("grads", grads, self._parameters)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
 
@@ -256,11 +277,18 @@ class Surface:
         Returns:
             One product of shape ``(P,)`` for each.
         """
+        if len(weights) != len(vectors):
+            raise ValueError(f"`vectors` must hold one for each of `weights`, {len(weights)}; got {len(vectors)}.")
+        for vector in vectors:
+            check_shape("vectors", vector, (self.num_parameters,), _ONE_EACH)
         products, loss_scale = [zeros_like_shared(self.shared) for _ in vectors], self._numerics.loss_scale
         with self.ranks.fail_together():
             for batch in self._batches:
                 by_task = self._forward(batch)
                 for index, (weight, vector) in enumerate(zip(weights, vectors, strict=True)):
+                    check_shape(
+                        "weights", weight, (len(self._names),), f"one for each of the tasks {list(self._names)}"
+                    )
                     pairs = zip(weight.tolist(), self._names, strict=True)
                     terms = [share * by_task[name] for share, name in pairs if share != 0 and name in by_task]
                     if not terms:
@@ -298,7 +326,10 @@ class Surface:
             spare: See :meth:`point`.
         """
         single = len(self._batches) == 1
-        if not single and not admit(self.losses()):
+        check_instance("admit", admit, Callable, "a function of the losses")
+        check_instance("near", near, (Point, NoneType), "a Point with task gradients or None")
+        check_instance("spare", spare, (Tensor, NoneType), "a tensor or None")
+        if not single and not as_bool("admit", admit(self.losses())):
             return None
         self.set_grads([None] * len(self._parameters))
         expected = ExpectedNorms()
@@ -311,7 +342,7 @@ class Surface:
                 losses = self._forward(batch)
             values = self.ranks.mean_(self._values(losses))
             seen.append(values)
-            if single and not admit(values):
+            if single and not as_bool("admit", admit(values)):
                 return None
             self._differentiate(losses, accumulator, dict(zip(self._names, values.tolist(), strict=True)))
         self.ranks.mean_gradients_(self._parameters)
@@ -323,7 +354,7 @@ class Surface:
     def _differentiate(self, losses: dict[str, Tensor], accumulator: Accumulator, values: dict[str, float]) -> None:
         # No process fails alone here: a method sees the same losses on all of them.
         scalar = self._scalarize(losses)
-        total, weight = (scalar, None) if isinstance(scalar, Tensor) else scalar
+        total, weight = checked_scalar(scalar)
         share, trained = 1 / len(self._batches), [p for p in self._parameters if p.requires_grad]
 
         def backward() -> None:
@@ -345,12 +376,14 @@ class Surface:
                 parameter.grad.mul_(factor)
 
     def _values(self, losses: dict[str, Tensor]) -> Tensor:
+        if not self._names:
+            raise ValueError("`batches` must return the loss of at least one task at the first evaluation; got none.")
         values = values_of(losses, self._names)
         return values if losses else values.to(self.shared[0].device)
 
     def _forward(self, batch: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         self.forwards += 1
-        losses = check_losses(batch())
+        losses = check_losses(batch(), "A function in `batches`" if self._strict else "`task_losses`")
         unknown = [name for name in losses if name not in self._names]
         if self.forwards <= len(self._batches) and self._strict:
             # A batch may have a task that the ones before it lack.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lightning_cost._arguments import check_integer, check_share
+from lightning_cost._arguments import check_instance, check_integer, check_share
 from lightning_cost.gradients import TaskGradients
 
 __all__ = ["TRIGGERS", "Majority", "Schedule", "Trigger", "any_conflict", "dominated_conflict", "weak_conflict"]
@@ -26,6 +26,7 @@ def dominated_conflict(gradients: TaskGradients) -> bool:
         >>> dominated_conflict(TaskGradients(["left", "right"], torch.tensor([[3.0, 4.0], [-1.0, 0.0]])))
         True
     """
+    _check_gradients(gradients)
     return bool(gradients.cosines[gradients.norms.argmin()] < 0)
 
 
@@ -51,6 +52,7 @@ class Majority:
 
     def __call__(self, gradients: TaskGradients) -> bool:
         """Whether the share is reached."""
+        _check_gradients(gradients)
         # Without the guard, ceil(0.28 * 25) would be 8: the product rounds to just above 7.
         needed = max(1, math.ceil(self.share * len(gradients.names) - 1e-9))
         return int((gradients.cosines < 0).sum()) >= needed
@@ -58,12 +60,19 @@ class Majority:
 
 def any_conflict(gradients: TaskGradients) -> bool:
     r"""Whether any task conflicts with the mean: dominated conflict of Definition 1 for some :math:`i`."""
+    _check_gradients(gradients)
     return bool((gradients.cosines < 0).any())
 
 
 def weak_conflict(gradients: TaskGradients) -> bool:
     r"""Whether any two tasks conflict: :math:`\cos \phi_{ij} < 0` (weak conflict, Definition 1)."""
+    _check_gradients(gradients)
     return bool((gradients.pairwise_cosines < 0).any())
+
+
+def _check_gradients(gradients: object) -> None:
+    what = "a TaskGradients, such as `module.task_gradients`"
+    check_instance("gradients", gradients, TaskGradients, what)
 
 
 TRIGGERS: dict[str, Trigger] = {

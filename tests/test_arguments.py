@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from torch import nn
 
 from lightning_cost._arguments import (
+    as_functions,
+    as_names,
+    as_shared,
     check_between,
     check_bool,
     check_choice,
     check_effect,
+    check_function,
     check_integer,
     check_not_negative,
     check_positive,
     check_targets,
+    check_within,
 )
 
 POSITIVE, NOT_NEGATIVE = "must be a positive number; got {}.", "a number of at least 0; got {}."
@@ -32,6 +39,9 @@ BETWEEN = "be between 0 and 0.5; got {}."
         (lambda value: check_positive("n", value), [1e-300, 1, 1e300]),
         (lambda value: check_not_negative("n", value), [0, 0.0, 1e300]),
         (lambda value: check_between("n", value, 0, 1), [1e-9, 0.5, 1 - 1e-9]),
+        (lambda value: check_within("n", value, 0, 1), [0, 0.5, 1]),
+        # `max` does not say what it takes, and a partial function and a method are functions as well.
+        (lambda value: check_function("n", value, "f"), [len, max, partial(max, 1), "a".join, lambda *a: a, "name"]),
         (lambda value: check_choice("n", value, ["mean", None, 1]), ["mean", None, 1]),
         (lambda value: check_effect("n", value, 0.4, "with `m=0`"), [0.4]),
     ],
@@ -60,6 +70,11 @@ def test_what_is_allowed_is_accepted(check: Callable[[Any], object], values: lis
             lambda value: check_between("n", value, 0, 0.5),
             [0, 0.5, -1, math.nan, "0.1"],
             BETWEEN,
+        ),
+        (
+            lambda value: check_within("n", value, 0, 1),
+            [-1e-9, 2, math.nan, True, "1"],
+            "`n` must be from 0 to 1; got {}.",
         ),
         # A value equals a choice only if it also has its type.
         (lambda value: check_choice("n", value, ["a", 1]), ["b", None, True, 1.0], "one of ['a', 1]; got {}."),
@@ -96,3 +111,10 @@ def test_a_bool_is_a_bool(value: Any) -> None:
     check_bool("flag", True)
     with pytest.raises(ValueError, match="`flag` must be True or False"):
         check_bool("flag", value)
+
+
+def test_names_functions_and_parameters_may_come_from_any_iterable() -> None:
+    parameters = nn.Linear(2, 2).parameters()
+    assert as_names("names", (name for name in "ab")) == ("a", "b")
+    assert as_functions("batches", iter([len]), "f") == [len]
+    assert len(as_shared("shared", parameters)) == 2

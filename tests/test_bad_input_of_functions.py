@@ -26,6 +26,7 @@ from lightning_cost.invariance import drift, loss_fluctuation
 from lightning_cost.metrics import (
     AbsoluteDepthError,
     DeltaM,
+    MeanNormalAngle,
     MeanRank,
     NormalsWithin,
     RelativeDepthError,
@@ -124,6 +125,38 @@ ROWS: dict[str, tuple[Callable[[], Any], Any, str]] = {
         ValueError,
         r"all must be positive; got \[1.0, 0.0\]",
     ),
+    "drift of lists": (lambda: drift([1.0], [1.0], "mean"), TypeError, "`losses` must be a tensor of floating-point"),
+    "drift of complex losses": (lambda: drift(ONES[0] * 1j, ONES[0], "mean"), TypeError, "`losses` .*complex64"),
+    "drift of no task": (
+        lambda: drift(ONES[0, :0], ONES[0, :0], "mean"),
+        ValueError,
+        r"`losses` must have shape \(K,\)",
+    ),
+    "drift of a matrix": (lambda: drift(ONES, ONES, "mean"), ValueError, r"`losses` must have shape \(K,\).*\(2, 3\)"),
+    "fluctuation: relative": (
+        lambda: loss_fluctuation(ONES[0], ONES[0], "mean", relative="no"),
+        ValueError,
+        "`relative` must be True or False; got 'no'",
+    ),
+    "balance_weights of a list": (lambda: balance_weights([1.0]), TypeError, "`norms` must be a tensor of floating"),
+    "balance_weights of integers": (lambda: balance_weights(ONES[0].long()), TypeError, "`norms` .*torch.int64"),
+    "balance_weights of nothing": (lambda: balance_weights(ONES[0, :0]), ValueError, r"`norms` must have shape \(K,\)"),
+    "modulate: sigma": (lambda: modulate(ONES, ONES, math.nan), ValueError, "`sigma` must be from 0 to 1; got nan"),
+    "modulate: integers": (lambda: modulate(ONES.long(), ONES, 0.5), TypeError, "`history` must be .*torch.int64"),
+    "similarity of matrices": (
+        lambda: trajectory_similarity(ONES, ONES),
+        ValueError,
+        r"`move` must have shape \(6,\), a vector; got a tensor of shape \(2, 3\)",
+    ),
+    "similarity of complex vectors": (
+        lambda: trajectory_similarity(ONES[0] * 1j, ONES[0]),
+        TypeError,
+        "`move` must be a tensor of floating-point numbers; got torch.complex64",
+    ),
+    "ScaleInvariant of a list": (lambda: ScaleInvariant()([1.0]), TypeError, "`values` must be a tensor of floating"),
+    "ScaleInvariant of integers": (lambda: ScaleInvariant()(ONES.long()), TypeError, "`values` .*torch.int64"),
+    "ScaleInvariant of booleans": (lambda: ScaleInvariant()(ONES > 0), TypeError, "`values` .*torch.bool"),
+    "ScaleInvariant of complex losses": (lambda: ScaleInvariant()(ONES * 1j), TypeError, "`values` .*complex64"),
     # ------------------------------------------------------------------------------------------------------- metrics
     "depth: NumPy": (
         lambda: depth_error(np.ones(2), torch.ones(2)),
@@ -149,6 +182,28 @@ ROWS: dict[str, tuple[Callable[[], Any], Any, str]] = {
         "`target` must be positive at all pixels of the `mask` for the relative error; 6 are not",
     ),
     "nothing to compute": (lambda: AbsoluteDepthError().compute(), RuntimeError, "nothing to compute.*Call `update`"),
+    "depth: relative": (
+        lambda: depth_error(ONES, ONES, relative=1),
+        ValueError,
+        "`relative` must be True or False; got 1",
+    ),
+    "depth: nothing": (lambda: AbsoluteDepthError().update(None, None), TypeError, "`target` must be a tensor of real"),
+    "depth: sparse": (lambda: depth_error(ONES.to_sparse(), ONES), TypeError, "`preds` .*torch.sparse_coo"),
+    "depth: mask of NumPy": (
+        lambda: depth_error(ONES, ONES, np.ones((2, 3)) > 0),
+        TypeError,
+        "`mask` must hold booleans in a tensor, got ndarray",
+    ),
+    "normals without a direction": (
+        lambda: normal_angles(PIXELS, 0 * PIXELS, torch.ones(2, 2) > 0),
+        ValueError,
+        "`target` must not be zero at a pixel of the `mask`.*4 are. Leave",
+    ),
+    "MeanNormalAngle without a direction": (
+        lambda: MeanNormalAngle().update(PIXELS, 0 * PIXELS, torch.ones(2, 2) > 0),
+        ValueError,
+        "`target` must not be zero at a pixel of the `mask`.*4 are. Leave",
+    ),
     "average: unknown": (lambda: AbsoluteDepthError(average="image"), ValueError, "`average` must be one of .*'image'"),
     "normals: NumPy": (lambda: normal_angles(PIXELS.numpy(), PIXELS), TypeError, "`preds` must be a tensor of real"),
     "normals: two components": (
@@ -196,6 +251,61 @@ ROWS: dict[str, tuple[Callable[[], Any], Any, str]] = {
         ValueError,
         r"`method` must be one of \['a'\], got 'b'",
     ),
+    "delta_m: no baselines": (lambda: delta_m(ONES[0], None, [True] * 3), TypeError, "`baselines` must be .*got None"),
+    "delta_m: baselines of text": (
+        lambda: delta_m(ONES[0, :2], ["a", "b"], [True] * 2),
+        TypeError,
+        r"`baselines` must be a tensor or a sequence of real numbers, got \['a', 'b'\]",
+    ),
+    "delta_m: baselines by name": (lambda: delta_m(ONES[0, :1], {"a": 1.0}, [True]), TypeError, "`baselines` must be"),
+    "delta_m: one baseline is missing": (
+        lambda: delta_m(ONES[0, :2], [1.0, None], [True] * 2),
+        TypeError,
+        "`baselines` must be .*None",
+    ),
+    "delta_m: baselines of booleans": (lambda: delta_m(ONES[0, :1], [True], [True]), TypeError, "`baselines` must be"),
+    "delta_m: complex baselines": (
+        lambda: delta_m(ONES[0, :2], torch.ones(2) * 1j, [True] * 2),
+        TypeError,
+        "`baselines` must be .*real numbers",
+    ),
+    "delta_m: directions of words": (
+        lambda: delta_m(ONES[0, :2], [1.0, 1.0], ["up", "down"]),
+        TypeError,
+        r"`higher_is_better` must hold booleans, got \['up', 'down'\]",
+    ),
+    "delta_m: no directions": (
+        lambda: delta_m(ONES[0, :1], [1.0], None),
+        TypeError,
+        "`higher_is_better` must hold booleans, got None",
+    ),
+    "mean_rank: directions by name": (
+        lambda: mean_rank(ONES[:, :1], {"a": True}),
+        TypeError,
+        "`higher_is_better` must hold booleans",
+    ),
+    "DeltaM: a complex baseline": (
+        lambda: DeltaM({"a": torch.tensor(1j)}, {"a": True}),
+        TypeError,
+        r"`baselines\['a'\]` must be a tensor of real numbers, got torch.complex64",
+    ),
+    "DeltaM: a complex value": (
+        lambda: DeltaM({"a": 1.0}, {"a": True}).update({"a": torch.tensor(1 + 1j)}),
+        TypeError,
+        r"`values\['a'\]` must be a tensor of real numbers, got torch.complex64",
+    ),
+    "DeltaM: a value of a bool": (
+        lambda: DeltaM({"a": 1.0}, {"a": True}).update({"a": torch.tensor(True)}),
+        TypeError,
+        r"`values\['a'\]` must be a tensor of real numbers, got torch.bool",
+    ),
+    "DeltaM: names of two kinds": (
+        lambda: DeltaM({1: 1.0, "a": 1.0}, {1: True, "a": True}),
+        TypeError,
+        "`higher_is_better` must have names of metrics as keys.*got 1",
+    ),
+    "MeanRank: methods by number": (lambda: MeanRank([1, 2], {"x": True}), TypeError, "`methods` must be .*got 1"),
+    "MeanRank: methods of lists": (lambda: MeanRank([["a"]], {"x": True}), TypeError, r"`methods` must be .*\['a'\]"),
     # --------------------------------------------------------------------------------------------------------- plots
     "a plot of an array": (
         lambda: plots.before_after({"run": np.ones(3)}),
@@ -231,7 +341,43 @@ ROWS: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "ConflictTrace of numbers": (
         lambda: plots.ConflictTrace(1, 1.0, True),
         TypeError,
-        "`steps` must be a sequence; got 1",
+        "`steps` must be a sequence of integers; got 1",
+    ),
+    "ConflictTrace: losses of text": (
+        lambda: plots.ConflictTrace([1], ["a"], [True]),
+        TypeError,
+        "`losses` must be a sequence of numbers",
+    ),
+    "ConflictTrace: steps of text": (
+        lambda: plots.ConflictTrace(["a"], [1.0], [True]),
+        TypeError,
+        "`steps` must be a sequence of integers",
+    ),
+    "ConflictTrace: conflicts of numbers": (
+        lambda: plots.ConflictTrace([1], [1.0], [0.3]),
+        TypeError,
+        r"`conflicts` must be a sequence of bools; got \[0.3\]",
+    ),
+    "ConflictTrace: complex losses": (lambda: plots.ConflictTrace([1], [1j], [True]), TypeError, "`losses` must be"),
+    "ConflictTrace: matrices": (
+        lambda: plots.ConflictTrace(np.ones((2, 2), int), np.ones((2, 2)), np.ones((2, 2)) > 0),
+        TypeError,
+        "`steps` must be a sequence of integers",
+    ),
+    "ConflictTrace: ragged losses": (
+        lambda: plots.ConflictTrace([1, 2], [[1.0], [1.0, 2.0]], [True, True]),
+        TypeError,
+        "`losses` must be a sequence of numbers",
+    ),
+    "ConflictTrace: reports of numbers": (
+        lambda: plots.ConflictTrace([1], [1.0], [True], [1]),
+        TypeError,
+        r"`reports` must be a sequence of TeleportReport.*\[1\]",
+    ),
+    "losses that a logarithm has not": (
+        lambda: plots.conflict_against_loss({"run": plots.ConflictTrace([1], [-1.0], [True])}),
+        ValueError,
+        r"`runs\['run'\].losses` must be positive, because their axis is logarithmic; the least is -1. Add",
     ),
 }
 

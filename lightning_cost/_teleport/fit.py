@@ -222,10 +222,12 @@ def check_reach(search: Search, module: LightningModule) -> str:
         reached = search.reach(modules, shared)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
-    if not isinstance(reached, Sequence) or not all(isinstance(parameter, Parameter) for parameter in reached):
+    known = {id(parameter) for parameter in shared}
+    if not isinstance(reached, Sequence) or not reached or not all(id(parameter) in known for parameter in reached):
         name = type(search).__name__
         raise MisconfigurationException(
-            f"`{name}.reach` must return some of the shared parameters; got {describe(reached)}."
+            f"`{name}.reach` must return some of the shared parameters; got {describe(reached)}. Raise a ValueError in"
+            " it if the search reaches none of them."
         )
     share = num_elements(reached) / num_elements(shared)
     missing = left_out(modules, shared, search.is_target, reached)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
-from lightning_cost._arguments import check_choice, check_same_shape
+from lightning_cost._arguments import check_choice, check_same_shape, check_within
 
 __all__ = ["HISTORY_MODES", "History", "HistoryReuse", "modulate"]
 
@@ -38,6 +38,7 @@ def modulate(history: Tensor, fresh: Tensor, sigma: float) -> None:
         (tensor([2.1000]), 2.1)
     """
     check_same_shape("fresh", fresh, "history", history)
+    check_within("sigma", sigma, 0, 1)
     history.lerp_(fresh.to(history.dtype), 1 - sigma)
 
 

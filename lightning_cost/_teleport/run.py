@@ -10,9 +10,21 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_cost._arguments import check_choice, check_effect, check_positive, check_same_shape, describe
+from lightning_cost._arguments import (
+    check_bool,
+    check_choice,
+    check_effect,
+    check_floating,
+    check_instance,
+    check_integer,
+    check_not_negative,
+    check_positive,
+    check_same_shape,
+    check_shape,
+    describe,
+)
 from lightning_cost.invariance import Invariance, drift
-from lightning_cost.objectives import ConflictAlignment, Objective, checked_value
+from lightning_cost.objectives import ConflictAlignment, Objective, Reversed, checked_value
 from lightning_cost.searches import LevelSetSearch, Search, SearchContext
 from lightning_cost.surface import Point, Surface
 
@@ -106,9 +118,15 @@ class Teleporter:
             check_positive("tolerance", tolerance)
         self.objective = ConflictAlignment() if objective is None else objective
         self.search = LevelSetSearch() if search is None else search
-        if not self.search.uses_aim and isinstance(self.objective, ConflictAlignment):
-            default = ConflictAlignment().target
-            check_effect("target", self.objective.target, default, f"with {type(self.search).__name__}")
+        kinds = type(self.objective).__name__, type(self.search).__name__
+        check_bool(f"{kinds[0]}.uses_task_gradients", self.objective.uses_task_gradients)
+        check_bool(f"{kinds[1]}.uses_aim", self.search.uses_aim)
+        check_integer(f"{kinds[1]}.rounds", self.search.rounds, 0)
+        aiming = self.objective
+        while isinstance(aiming, Reversed):
+            aiming = aiming.objective
+        if not self.search.uses_aim and isinstance(aiming, ConflictAlignment):
+            check_effect("target", aiming.target, ConflictAlignment().target, f"with {kinds[1]}")
         self.invariance = invariance
         self.tolerance = tolerance
         self._spares: list[Tensor] = []
@@ -135,7 +153,12 @@ class Teleporter:
 
         Returns:
             The outcome. If it is accepted, ``.grad`` of every parameter belongs to the new point.
+
+        Raises:
+            TypeError: If an argument is of a wrong class.
+            ValueError: If ``start`` does not fit the surface, or ``learning_rate`` is negative or not finite.
         """
+        _check_run(surface, modules, start, learning_rate, on_stage)
         attempt = _Attempt(self, surface, modules, learning_rate, on_stage)
         try:
             with torch.enable_grad():
@@ -150,6 +173,7 @@ class Teleporter:
 
     def recycle(self, matrix: Tensor) -> None:
         """Take a matrix of task gradients that is no longer needed, to reuse its memory in the next teleport."""
+        check_floating("matrix", matrix)
         self._spares.append(matrix)
 
     def clear(self) -> None:
@@ -255,7 +279,7 @@ class _Attempt:
             reason = refusal
         if spare is not None:
             self._teleporter.recycle(spare)
-        return None, reason
+        return None, self._trace[-1].get("reason", reason)
 
     def _accept(self, candidates: Iterator[None]) -> None:
         """Stay where the surface is, even if the search moves it when it is stopped."""
@@ -307,6 +331,25 @@ class _Attempt:
         self._trace.append({"stage": stage, **plain})
 
 
+def _check_run(surface: object, modules: object, start: object, learning_rate: float, on_stage: object) -> None:
+    check_instance("surface", surface, Surface, "a Surface")
+    assert isinstance(surface, Surface)
+    named = "the shared modules by name, such as {'backbone': module.backbone}"
+    check_instance("modules", modules, Mapping, named)
+    assert isinstance(modules, Mapping)
+    for name, module in modules.items():
+        check_instance("modules", name, str, f"{named}, whose keys are strings")
+        check_instance(f"modules[{name!r}]", module, nn.Module, "a torch.nn.Module")
+    if start is not None:
+        check_instance("start", start, Point, "a Point with task gradients, such as `surface.point()`, or None")
+        assert isinstance(start, Point)
+        num_tasks, size = len(start.gradients.names), surface.num_parameters
+        check_shape("start.losses", start.losses, (num_tasks,), f"one for each of {list(start.gradients.names)}")
+        check_shape("start.gradients.matrix", start.gradients.matrix, (num_tasks, size), "for the surface")
+    check_not_negative("learning_rate", learning_rate)
+    check_instance("on_stage", on_stage, Callable, "a function of the stage")
+
+
 def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
     r"""The similarity :math:`\sigma = \cos(\Delta\theta, g')` of a move and the gradient before it (Eq. 12).
 
@@ -322,6 +365,7 @@ def trajectory_similarity(move: Tensor, gradient: Tensor) -> float:
         0.7071
     """
     check_same_shape("gradient", gradient, "move", move)
+    check_shape("move", move, (move.numel(),), "a vector")
     products = torch.zeros(3, dtype=torch.float64, device=move.device)
     # In pieces: a copy of the whole vectors in double precision would take longer than everything else.
     for short_move, short_gradient in zip(move.split(_PIECE), gradient.split(_PIECE), strict=True):

@@ -48,11 +48,25 @@ class Scalarization(NamedTuple):
     weight: float | None
 
 
-def check_losses(losses: object) -> dict[str, Tensor | None]:
+def checked_scalar(value: object) -> tuple[Tensor, float | None]:
+    """What ``scalarize`` of a surface has returned: the scalar, and the common factor of the losses if there is one.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    total, weight = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    if not isinstance(total, Tensor) or total.ndim or not (weight is None or isinstance(weight, (int, float))):
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"`scalarize` must return a scalar tensor, or one with a common factor or None; got {found}.")
+    return total, weight
+
+
+def check_losses(losses: object, source: str = "`task_losses`") -> dict[str, Tensor | None]:
     """Check what ``task_losses`` returned.
 
     Args:
         losses: What it returned.
+        source: What returned it, for the message.
 
     Returns:
         The losses by task, in at least single precision; ``None`` for a task without one.
@@ -63,7 +77,7 @@ def check_losses(losses: object) -> dict[str, Tensor | None]:
     """
     if not isinstance(losses, Mapping) or not all(isinstance(name, str) for name in losses):
         raise TypeError(
-            "`task_losses` must return a dictionary with a scalar tensor per task, such as"
+            f"{source} must return a dictionary with a scalar tensor per task, such as"
             f" {{'left': ..., 'right': ...}}; got {losses!r}."
         )
     checked: dict[str, Tensor | None] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cost.metrics._precision import PreciseMetric
+from lightning_cost.metrics._precision import PreciseMetric, check_real
 
 __all__ = ["NamedAverages", "check_names", "check_number"]
 
@@ -32,6 +32,10 @@ class NamedAverages(PreciseMetric):
         if not isinstance(higher_is_better, Mapping) or not higher_is_better:
             raise TypeError(f"`higher_is_better` must map names of metrics to booleans, got {higher_is_better!r}.")
         for name, higher in higher_is_better.items():
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"`higher_is_better` must have names of metrics as keys, which are strings, got {name!r}."
+                )
             if not isinstance(higher, bool):
                 raise TypeError(f"`higher_is_better[{name!r}]` must be a boolean, got {higher!r}.")
         # Sorted, so that states of two copies can be added even if their mappings have another order.
@@ -79,5 +83,6 @@ def check_number(argument: str, value: object) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise TypeError(f"`{argument}` must have one element, got a tensor of shape {tuple(value.shape)}.")
+        check_real(argument, value)
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{argument}` must be a number or a tensor with one element, got {value!r}.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cost.metrics._averages import NamedAverages, check_names, check_number
-from lightning_cost.metrics._precision import at_least_single, check_real
+from lightning_cost.metrics._precision import as_real, as_tensor_or_none, at_least_single, check_real
 
 __all__ = ["DeltaM", "MeanRank", "delta_m", "mean_rank"]
 
@@ -53,7 +53,7 @@ def delta_m(values: Tensor, baselines: Tensor | Sequence[float], higher_is_bette
             f"`values` must have shape (..., metrics) with at least one metric, got {tuple(values.shape)}."
         )
     _check_finite("values", values)
-    baselines = torch.as_tensor(baselines, dtype=values.dtype, device=values.device)
+    baselines = as_real("baselines", baselines, values)
     if baselines.shape != values.shape[-1:]:
         raise ValueError(
             f"`baselines` must have one value per metric, shape {tuple(values.shape[-1:])}, "
@@ -236,6 +236,9 @@ class MeanRank(NamedAverages):
     def __init__(self, methods: Sequence[str], higher_is_better: Mapping[str, bool], **kwargs: Any) -> None:
         if isinstance(methods, str) or not isinstance(methods, Sequence) or not methods:
             raise TypeError(f"`methods` must be a sequence of names, at least one, got {methods!r}.")
+        for method in methods:
+            if not isinstance(method, str):
+                raise TypeError(f"`methods` must be a sequence of names, which are strings, got {method!r}.")
         if len(set(methods)) != len(methods):
             raise ValueError(f"`methods` must not name a method twice, got {list(methods)}.")
         super().__init__(len(methods), higher_is_better, **kwargs)
@@ -263,15 +266,15 @@ class MeanRank(NamedAverages):
 
 
 def _as_directions(higher_is_better: Tensor | Sequence[bool], values: Tensor) -> Tensor:
-    directions = torch.as_tensor(higher_is_better, device=values.device)
-    if directions.dtype != torch.bool:
-        raise TypeError(f"`higher_is_better` must hold booleans, got {higher_is_better}.")
+    directions = as_tensor_or_none(higher_is_better)
+    if directions is None or directions.dtype != torch.bool:
+        raise TypeError(f"`higher_is_better` must hold booleans, got {higher_is_better!r}.")
     if directions.shape != values.shape[-1:]:
         raise ValueError(
             f"`higher_is_better` must have one boolean per metric, shape {tuple(values.shape[-1:])}, "
             f"got {tuple(directions.shape)}."
         )
-    return directions
+    return directions.to(values.device)
 
 
 def _check_finite(argument: str, tensor: Tensor) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_cost._arguments import check_bool
 from lightning_cost.metrics._pixels import Average, PixelMetric, check_shapes
-from lightning_cost.metrics._precision import at_least_single, state_dtype
+from lightning_cost.metrics._precision import at_least_single, check_real, state_dtype
 
 __all__ = ["AbsoluteDepthError", "RelativeDepthError", "depth_error"]
 
@@ -44,6 +45,7 @@ def depth_error(preds: Tensor, target: Tensor, mask: Tensor | None = None, *, re
         >>> depth_error(preds, target, relative=True)
         tensor(0.3750)
     """
+    check_bool("relative", relative)
     pixels, sums = _error_sums(preds, target, mask)
     if relative:
         _check_divisible(target, mask)
@@ -166,6 +168,7 @@ class RelativeDepthError(_DepthError):
 
 
 def _error_sums(preds: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    check_real("target", target)
     check_shapes(preds, target, mask, target.shape)
     valid = target > 0 if mask is None else mask
     # The zeros must replace the difference before `abs`. Later, the gradient of an invalid pixel would be NaN.

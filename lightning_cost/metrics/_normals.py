@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def normal_angles(preds: Tensor, target: Tensor, mask: Tensor | None = None) -> 
         preds: Predicted normals, shape :math:`(B, 3, \ldots)`.
         target: True normals, of the same shape; all zero where the normal is unknown.
         mask: The pixels to count, booleans of shape :math:`(B, \ldots)`. Default: those whose true normal is not zero.
+            It must not be zero at any pixel of the mask.
 
     Returns:
         Angles from 0 to 180, shape (number of valid pixels,), in single precision or better.
@@ -52,7 +54,14 @@ def normal_angles(preds: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     if target.ndim < 2 or target.shape[1] != 3:
         raise ValueError(f"`target` must have shape (B, 3, ...), got {tuple(target.shape)}.")
     check_shapes(preds, target, mask, target[:, 0].shape)
-    valid = (target != 0).any(dim=1) if mask is None else mask
+    known = (target != 0).any(dim=1)
+    valid = known if mask is None else mask
+    unknown = 0 if mask is None else int((mask & ~known).sum())
+    if unknown:
+        raise ValueError(
+            f"`target` must not be zero at a pixel of the `mask`, since zero has no direction; {unknown} are. Leave"
+            " them out of the mask, for example by `mask & (target != 0).any(dim=1)`."
+        )
     predicted, true = (normalize(at_least_single(x).movedim(1, -1)[valid], dim=-1) for x in (preds, target))
     return torch.rad2deg(2 * torch.atan2((predicted - true).norm(dim=-1), (predicted + true).norm(dim=-1)))
 
@@ -215,11 +224,9 @@ class NormalsWithin(_NormalAngles):
 
     def __init__(self, degrees: float, average: Average = "pixels", **kwargs: Any) -> None:
         super().__init__(average, **kwargs)
-        bins = (
-            degrees * _BINS_PER_DEGREE
-            if isinstance(degrees, (int, float)) and not isinstance(degrees, bool)
-            else math.nan
-        )
+        given: object = degrees
+        number = isinstance(given, Real) and not isinstance(given, bool)
+        bins = float(degrees) * _BINS_PER_DEGREE if number else math.nan
         if not 0 < bins <= len(self.histogram) or not math.isclose(bins, round(bins)):
             raise ValueError(
                 f"`degrees` must be a multiple of {1 / _BINS_PER_DEGREE} above 0 and at most 180, got {degrees!r}."

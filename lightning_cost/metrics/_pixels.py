@@ -92,6 +92,7 @@ def check_shapes(preds: Tensor, target: Tensor, mask: Tensor | None, mask_shape:
     if mask is None:
         return
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"`mask` must hold booleans, got {getattr(mask, 'dtype', type(mask).__name__)}.")
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"`mask` must hold booleans in a tensor, got {kind}.")
     if mask.shape != mask_shape:
         raise ValueError(f"`mask` must have shape {tuple(mask_shape)}, one element per pixel, got {tuple(mask.shape)}.")

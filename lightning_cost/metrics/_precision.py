@@ -57,14 +57,40 @@ def state_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def _holds_real(value: Tensor) -> bool:
+    return not value.is_complex() and value.dtype != torch.bool
+
+
+def as_real(argument: str, values: object, like: Tensor) -> Tensor:
+    """Real numbers of a tensor, an array or a sequence, in the precision and on the device of another tensor.
+
+    Raises:
+        TypeError: If they are something else.
+    """
+    found = as_tensor_or_none(values)
+    if found is None or not _holds_real(found):
+        raise TypeError(f"`{argument}` must be a tensor or a sequence of real numbers, got {values!r}.")
+    # Not from `found`, which has single precision if the values are Python numbers.
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+
+
+def as_tensor_or_none(values: object) -> Tensor | None:
+    """A tensor of the values; ``None`` if they make none, as text does not."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def check_real(argument: str, value: object) -> None:
     """Refuse what is no tensor of real numbers.
 
     Raises:
         TypeError: If it is refused.
     """
-    if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    if not isinstance(value, Tensor) or not dense or not _holds_real(value):
+        kind = (value.dtype if dense else value.layout) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(
             f"`{argument}` must be a tensor of real numbers, got {kind}. Convert it first, for example by"
             " `torch.as_tensor(..., dtype=torch.float32)`."

@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_cost._arguments import check_effect, check_integer, check_targets
 from lightning_cost._vectors import views
 
 __all__: list[str] = []
@@ -20,9 +19,6 @@ __all__: list[str] = []
 _ADAPTER = "teleport"
 # PEFT reaches more layers, but only for these the change has the shape of the weight.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-# The others change the weights or need data.
-_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
-_KINDS = (PeftType.LORA, PeftType.LOHA, PeftType.LOKR)
 
 
 class PeftAdapter:
@@ -259,71 +255,29 @@ def unreachable_message(modules: Mapping[str, nn.Module], shared: Sequence[Param
     return f"`adapter` ({kind}) reaches no weight of the shared modules: {reason}."
 
 
-def check_targets_exist(modules: Mapping[str, nn.Module], targets: object) -> None:
-    """Refuse a list of targets with a name that no module has. An expression may match anything.
+def check_targets_exist(modules: Mapping[str, nn.Module], targets: object, argument: str = "target_modules") -> None:
+    """Refuse a list with a name that no module with weights has. An expression may match anything.
+
+    Args:
+        modules: The shared modules by name.
+        targets: The list.
+        argument: Its name.
 
     Raises:
         ValueError: If there is one.
     """
     if targets is None or isinstance(targets, str):
         return
-    names = [name for name, _ in _named_submodules(modules)]
+    # A container is no target itself: its layers have names of their own.
+    names = [name for name, module in _named_submodules(modules) if any(True for _ in module.parameters(recurse=False))]
     assert isinstance(targets, Iterable)
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             near = get_close_matches(target, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" They are: {', '.join(names[:8])}."
-            raise ValueError(f"`target_modules` names {target!r}, but no shared module has this name.{hint}")
-
-
-def check_config(config: object) -> PeftConfig:
-    """Accept a PEFT configuration whose weight change is a plain, deterministic sum."""
-    if not isinstance(config, PeftConfig) or config.peft_type not in _KINDS:
-        raise ValueError(
-            f"`adapter` must be a peft.LoraConfig, peft.LoHaConfig or peft.LoKrConfig; got {config!r}. Other adapters"
-            " do not add a change to the weights."
-        )
-    if getattr(config, "use_dora", False):
-        raise ValueError("`adapter` must not use DoRA, whose change of the weights is not a plain sum: use_dora=False.")
-    check_integer("adapter.r", getattr(config, "r", 1), 1)
-    for name in ("target_modules", "exclude_modules"):
-        check_targets(f"adapter.{name}", getattr(config, name, None) or None)
-    for name in ("loftq_config", "alora_invocation_tokens", "use_qalora"):
-        if getattr(config, name, None):
-            raise ValueError(f"`adapter` must be a plain LoRA; got {name}={getattr(config, name)!r}. Leave it unset.")
-    for name in ("task_type", "inference_mode", "fan_in_fan_out"):
-        check_effect(f"adapter.{name}", getattr(config, name, None) or None, None, "in a teleport")
-    for name in ("rank_pattern", "alpha_pattern"):
-        if getattr(config, name, None):
             raise ValueError(
-                f"`adapter` must have one rank and alpha for all layers; got {name}={getattr(config, name)}."
+                f"`{argument}` names {target!r}, but no shared module has this name and weights of its own.{hint}"
             )
-    for name in ("lora_dropout", "module_dropout", "rank_dropout"):
-        if getattr(config, name, 0.0):
-            raise ValueError(
-                f"`adapter` must not use dropout, which would move the losses at random; got"
-                f" {name}={getattr(config, name)}. Set it to 0."
-            )
-    if getattr(config, "bias", "none") != "none":
-        raise ValueError(f"`adapter` must leave the biases alone; got bias={config.bias!r}. Set it to 'none'.")  # type: ignore[attr-defined]
-    if getattr(config, "lora_bias", False):
-        raise ValueError("`adapter` must leave the biases alone; got lora_bias=True. Set it to False.")
-    initialization = getattr(config, "init_lora_weights", True)
-    if initialization not in _INITIALIZATIONS:
-        raise ValueError(
-            "`adapter` must leave the weights as they are when it is initialized; got"
-            f" init_lora_weights={initialization!r}. Use one of {list(_INITIALIZATIONS)}."
-        )
-    for name in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):
-        if getattr(config, name, None):
-            raise ValueError(
-                f"`adapter` must only add a change to the weights of layers; got {name}={getattr(config, name)!r}."
-                " Leave it unset."
-            )
-    layers = getattr(config, "layers_to_transform", None)
-    if layers is not None and getattr(config, "target_modules", None) is None:
-        raise ValueError(f"`adapter` needs `target_modules` as a list to go with layers_to_transform={layers!r}.")
-    return config
 
 
 def _named_submodules(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:

@@ -28,7 +28,8 @@ class SearchContext:
         invariance: Which losses to hold.
         modules: The shared modules by name.
         learning_rate: The learning rate of the shared parameters in the optimizer.
-        record: Adds a named row of figures to the trace of the teleport.
+        record: Adds a named row of figures to the trace of the teleport. If the search ends after a row with a
+            ``reason``, this is the reason of the report.
     """
 
     surface: Surface

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from lightning_cost._arguments import (
 )
 from lightning_cost._vectors import norm_of
 from lightning_cost.invariance import LevelSet, drift
-from lightning_cost.objectives import checked_gradient
+from lightning_cost.objectives import checked_aim, checked_gradient
 from lightning_cost.searches._adapters import check_targets_exist, is_target, low_rank, matrix_parameters
 from lightning_cost.searches._base import Search, SearchContext
 
@@ -93,9 +94,13 @@ class LevelSetSearch(Search):
         level_set = LevelSet(start.gradients, context.invariance)
         surface.hold(context.origin)
         value, gradient = checked_gradient(context.objective, surface, start)
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            context.record("refused", reason=f"the gradient of {type(context.objective).__name__} is not finite")
+            return
         tangent = step = level_set.tangent(gradient)
         # If the objective changes only together with the held losses, what is left is rounding, and no direction.
-        if not tangent.norm() > 100 * torch.finfo(tangent.dtype).eps * gradient.norm():
+        if not tangent.norm() > 100 * torch.finfo(tangent.dtype).eps * norm:
             return
         scale = surface.norm()
         if not self.full_rank:
@@ -110,7 +115,7 @@ class LevelSetSearch(Search):
             slope = float(tangent @ step / length)
             if not slope > 0:
                 return
-            reach = min(reach, (context.objective.aim(value) - value) / slope)
+            reach = min(reach, (checked_aim(context.objective, value) - value) / slope)
         reach /= float(length)
         for attempt in range(1 + self.backtracks):
             if attempt:

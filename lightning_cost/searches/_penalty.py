@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -24,13 +25,13 @@ from lightning_cost.objectives import checked_gradient
 from lightning_cost.searches._adapters import (
     PeftAdapter,
     changed_fields,
-    check_config,
     check_targets_exist,
     is_target,
     reachable_layers,
     unreachable_message,
 )
 from lightning_cost.searches._base import Search, SearchContext
+from lightning_cost.searches._config import check_config
 from lightning_cost.surface import Point
 
 __all__ = ["PenaltySearch"]
@@ -78,6 +79,8 @@ class PenaltySearch(Search):
         check_not_negative("gamma", gamma)
         check_not_negative("invariance_weight", invariance_weight)
         check_bool("relative", relative)
+        if gamma == 0 and invariance_weight == 0:
+            raise ValueError("`gamma=0` with `invariance_weight=0` leaves nothing to search for. Raise one of the two.")
         if invariance_weight == 0:
             check_effect("relative", relative, True, "with `invariance_weight=0`")
         check_integer("backtracks", backtracks, 0)
@@ -109,6 +112,9 @@ class PenaltySearch(Search):
                 parameter.grad = piece
             optimizer.step()
         change = adapter.change().detach()
+        if not math.isfinite(change.norm()):
+            context.record("refused", reason=f"the adapter is not finite after {self.steps} steps")
+            return
         for _ in range(1 + self.backtracks):
             surface.move_to(context.origin)
             surface.move_by(change)
@@ -141,7 +147,8 @@ class PenaltySearch(Search):
 
     @override
     def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
-        check_targets_exist(modules, getattr(self.adapter, "target_modules", None))
+        for name in ("target_modules", "exclude_modules"):
+            check_targets_exist(modules, getattr(self.adapter, name, None), name)
         layers = reachable_layers(modules, shared, self.adapter)
         if not layers:
             raise ValueError(unreachable_message(modules, shared, self.adapter))

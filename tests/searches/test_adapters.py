@@ -1,4 +1,4 @@
-"""Which weights an adapter reaches, which adapters are refused, and the best low rank."""
+"""Which weights an adapter reaches, and the best low rank."""
 
 from __future__ import annotations
 
@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 import torch
 from peft import (
-    IA3Config,
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
-    OFTConfig,
-    PeftConfig,
-    VeraConfig,
     inject_adapter_in_model,
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lightning_cost import PenaltySearch
 from lightning_cost.searches._adapters import (
     PeftAdapter,
-    check_config,
     is_target,
     low_rank,
     matrix_parameters,
@@ -131,59 +125,6 @@ def test_several_shared_modules_are_told_apart_by_name() -> None:
     assert not change.change()[:16].any()
     assert change.change()[16:36].all()
     assert not change.change()[36:].any()
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (OFTConfig(), r"must be a peft.LoraConfig, peft.LoHaConfig or peft.LoKrConfig; got OFTConfig"),
-        (IA3Config(), r"must be a peft.LoraConfig, .* got IA3Config"),
-        (VeraConfig(), r"must be a peft.LoraConfig, .* got VeraConfig"),
-        ("lora", r"must be a peft.LoraConfig, .* got 'lora'"),
-        (LoraConfig(use_dora=True), r"must not use DoRA.*use_dora=False"),
-        (LoraConfig(lora_dropout=0.1), r"must not use dropout.*lora_dropout=0.1. Set it to 0"),
-        (LoHaConfig(rank_dropout=0.2), r"must not use dropout.*rank_dropout=0.2"),
-        (LoKrConfig(module_dropout=0.3), r"must not use dropout.*module_dropout=0.3"),
-        (LoraConfig(bias="all"), r"must leave the biases alone; got bias='all'. Set it to 'none'"),
-        (LoraConfig(lora_bias=True), r"must leave the biases alone; got lora_bias=True"),
-        (LoraConfig(rank_pattern={"0": 3}), r"must have one rank and alpha for all layers; got rank_pattern={'0': 3}"),
-        (
-            LoHaConfig(alpha_pattern={"0": 3}),
-            r"must have one rank and alpha for all layers; got alpha_pattern={'0': 3}",
-        ),
-        (LoraConfig(init_lora_weights="pissa"), r"must leave the weights .* got init_lora_weights='pissa'"),
-        (LoraConfig(init_lora_weights="olora"), r"must leave the weights .* got init_lora_weights='olora'"),
-        (LoraConfig(init_lora_weights="pissa_niter_4"), r"must leave the weights .* got .*='pissa_niter_4'"),
-        (LoraConfig(modules_to_save=["head"]), r"must only add .* got modules_to_save=\['head'\]"),
-        (LoraConfig(target_parameters=["0.weight"]), r"must only add .* got target_parameters=\['0.weight'\]"),
-        (LoraConfig(trainable_token_indices=[1]), r"must only add .* got trainable_token_indices=\[1\]"),
-        (LoraConfig(layer_replication=[(0, 1)]), r"must only add .* got layer_replication=\[\(0, 1\)\]"),
-        (LoraConfig(use_qalora=True), r"must be a plain LoRA; got use_qalora=True"),
-        (LoraConfig(layers_to_transform=[0]), r"needs `target_modules`.*layers_to_transform=\[0\]"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-def test_adapters_that_are_no_plain_weight_change_are_refused(config: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"`adapter` {message}"):
-        check_config(config)
-    with pytest.raises(ValueError, match=f"`adapter` {message}"):
-        PenaltySearch(adapter=config)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        LoraConfig(r=3),
-        LoraConfig(r=3, lora_alpha=1, use_rslora=True, target_modules=["0"]),
-        LoraConfig(init_lora_weights="gaussian"),
-        LoraConfig(init_lora_weights="orthogonal"),
-        LoHaConfig(r=3),
-        LoKrConfig(r=3, decompose_both=True),
-    ],
-    ids=lambda config: config.peft_type,
-)
-def test_plain_adapters_are_accepted(config: PeftConfig) -> None:
-    assert check_config(config) is config
 
 
 def best_approximation(matrix: Tensor, rank: int) -> Tensor:
