@@ -208,7 +208,7 @@ def test_a_loss_that_branches_off_before_the_trained_part_has_a_row_of_zeros() -
     assert gradients.with_gradient.names == ("left", "ink")
 
 
-def test_the_learning_rate_finder_still_works() -> None:
+def test_the_learning_rate_finder_still_works(tmp_path: Any) -> None:
     class Tuned(Net):
         lr = 1e-3
 
@@ -221,4 +221,5 @@ def test_the_learning_rate_finder_still_works() -> None:
         make_batches(8),
         callbacks=[LearningRateFinder(num_training_steps=5, update_attr=True), teleporter()],
         enable_checkpointing=True,
+        default_root_dir=tmp_path,
     )
