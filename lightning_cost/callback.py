@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -24,30 +23,21 @@ from lightning_cost._lightning.checks import (
     check_strategy,
     gradient_scaler,
 )
+from lightning_cost._teleport.choices import ObjectiveName, SearchName, choose_objective, choose_search
 from lightning_cost._teleport.fit import UNREPEATABLE, FitTeleports, RepeatCheck, Unrepeatable, check_reach
 from lightning_cost._teleport.optimizer_state import History, HistoryReuse
-from lightning_cost._teleport.report import EpochCounts, TeleportReport, without_traces
+from lightning_cost._teleport.report import EpochCounts, TeleportReport, fill_in, without_traces
 from lightning_cost._teleport.run import Teleporter
 from lightning_cost._training.engine import Engine
 from lightning_cost._training.evaluate import grads_are_finite
 from lightning_cost._training.step import Window
 from lightning_cost.invariance import Invariance
 from lightning_cost.mixin import MultiTaskMixin
-from lightning_cost.objectives import ConflictAlignment, GradientNorm, Objective, SampledSharpness
-from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search
+from lightning_cost.objectives import Objective, SampledSharpness
+from lightning_cost.searches import PenaltySearch, Search
 from lightning_cost.triggers import TRIGGERS, Schedule, Trigger, TriggerName
 
 __all__ = ["SymmetryTeleportCallback"]
-
-ObjectiveName = Literal["conflict", "sharpness", "gradient_norm"]
-SearchName = Literal["level_set", "penalty"]
-
-_OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "conflict": ConflictAlignment,
-    "sharpness": SampledSharpness,
-    "gradient_norm": GradientNorm,
-}
-_SEARCHES: dict[str, Callable[[], Search]] = {"level_set": LevelSetSearch, "penalty": PenaltySearch}
 
 
 class SymmetryTeleportCallback(Callback):
@@ -75,6 +65,11 @@ class SymmetryTeleportCallback(Callback):
         check_every_n_steps: Check the trigger at every n-th optimizer step.
         tolerance: Largest accepted relative change of a task loss on the batch. ``None`` accepts every finite result,
             as the paper does.
+        reevaluate: Whether to evaluate the task gradients at the new point, accept it only if the objective has grown,
+            and update with them. ``False`` is the *deferred* mode, for a third of the price: a new point is accepted by
+            its losses, the update takes the gradients at hand, and the next check tells what became of the conflict.
+            ``"level_set"`` then stands for ``LevelSetSearch(full_rank=True, backtracks=1)``, and ``"conflict"`` for
+            ``ConflictAlignment(terms="mean")``.
         invariance: What the tolerance holds for: the loss of each task (``"per_task"``) or their ``"mean"``.
         history: What the optimizer keeps of its history: ``"keep"`` all, ``"paper"`` as much as Eq. 12 and 13 say,
             ``"momentum"`` the same but only for the first moment, ``"reset"`` nothing.
@@ -117,6 +112,7 @@ class SymmetryTeleportCallback(Callback):
         max_per_epoch: int | None = None,
         check_every_n_steps: int = 1,
         tolerance: float | None = 0.02,
+        reevaluate: bool = True,
         invariance: Invariance = "per_task",
         history: History = "keep",
         unrepeatable: Unrepeatable = "raise",
@@ -126,10 +122,8 @@ class SymmetryTeleportCallback(Callback):
         super().__init__()
         if not callable(trigger):
             check_choice("trigger", trigger, TRIGGERS, "a function of TaskGradients")
-        if not isinstance(objective, Objective):
-            check_choice("objective", objective, _OBJECTIVES, "an Objective")
-        if not isinstance(search, Search):
-            check_choice("search", search, _SEARCHES, "a Search")
+        check_bool("reevaluate", reevaluate)
+        chosen_objective, chosen_search = choose_objective(objective, reevaluate), choose_search(search, reevaluate)
         check_function("trigger", trigger, "a function of TaskGradients")
         check_choice("unrepeatable", unrepeatable, UNREPEATABLE)
         check_seed("seed", seed)
@@ -138,12 +132,7 @@ class SymmetryTeleportCallback(Callback):
         self.schedule = Schedule(start_epoch, max_per_epoch, check_every_n_steps)
         self.check_ranks = check_ranks
         self.reports: list[TeleportReport] = []
-        self._teleporter = Teleporter(
-            objective if isinstance(objective, Objective) else _OBJECTIVES[objective](),
-            search if isinstance(search, Search) else _SEARCHES[search](),
-            invariance,
-            tolerance,
-        )
+        self._teleporter = Teleporter(chosen_objective, chosen_search, invariance, tolerance, reevaluate)
         self._history = HistoryReuse(history)
         self._repeats = RepeatCheck(unrepeatable)
         self._seed = seed
@@ -184,6 +173,7 @@ class SymmetryTeleportCallback(Callback):
             "search": self._teleporter.search,
             "schedule": self.schedule,
             "tolerance": self._teleporter.tolerance,
+            "reevaluate": self._teleporter.reevaluate,
             "invariance": self._teleporter.invariance,
             "history": self._history.mode,
             "unrepeatable": self._repeats.unrepeatable,
@@ -325,9 +315,13 @@ class SymmetryTeleportCallback(Callback):
             gradients.is_finite and grads_are_finite(pl_module.parameters())
         ):
             return  # The scaler is going to skip this step.
-        self._check_edits(pl_module)
+        if self._teleporter.reevaluate:
+            self._check_edits(pl_module)
         self._epoch.checks += 1
         found = gradients.with_gradient
+        known = fill_in(self.reports, found, trainer.global_step)
+        if known is not None:
+            self._epoch.count_after(known)
         # A single task conflicts with none.
         if len(found.names) < 2 or not self._fit.ranks.decide(as_bool("trigger", self.trigger(found))):
             return

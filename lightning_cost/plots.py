@@ -127,14 +127,17 @@ def before_after(reports: Mapping[str, Sequence[TeleportReport]]) -> Figure:
     figure = _figure(2, len(reports), width=4.2, height=4.0)
     axes = figure.subplots(len(reports), 2, squeeze=False)
     for (left, right), (title, attempts) in zip(axes, reports.items(), strict=True):
-        accepted = [report for report in attempts if report.accepted]
+        accepted = [report for report in attempts if report.accepted and report.cosines_after]
         if not accepted:
-            raise ValueError(f"None of the {len(attempts)} teleports of {title!r} was accepted: nothing to compare.")
+            raise ValueError(
+                f"Of the {len(attempts)} teleports of {title!r}, none was accepted and checked afterwards: nothing to"
+                " compare."
+            )
         _draw_cosines(left, accepted)
         left.set_title(f"{title}: cosines")
         right.set(xscale="log", yscale="log", title=f"{title}: gradient norms")
-        norms = [report.grad_norm_before for report in accepted], [report.grad_norm_after for report in accepted]
-        right.plot(*norms, "o", color=_NEUTRAL, **_POINTS)
+        pairs = [(r.grad_norm_before, r.grad_norm_after) for r in accepted if r.grad_norm_after is not None]
+        right.plot(*zip(*pairs, strict=True), "o", color=_NEUTRAL, **_POINTS)
         _diagonal(right)
         right.set(xlabel="norm of the mean gradient, before", ylabel="after")
         for ax in (left, right):

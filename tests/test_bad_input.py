@@ -170,6 +170,7 @@ ROWS: dict[str, tuple[Callable[[], Any], Any, str]] = {
     # ---------------------------------------------------------------------------------------------------- objectives
     "derivative: unknown": (lambda: ConflictAlignment("exact"), ValueError, "`derivative` must be one of .*'exact'"),
     "epsilon: zero": (lambda: GradientNorm(epsilon=0), ValueError, "`epsilon` must be a positive number; got 0"),
+    "terms: unknown": (lambda: ConflictAlignment(terms="task"), ValueError, "`terms` must be one of .*'task'"),
     "target: out of range": (lambda: ConflictAlignment(target=2), ValueError, r"`target` must be in \(-1, 1\]; got 2"),
     "target: text": (lambda: ConflictAlignment(target="x"), ValueError, r"`target` must be in \(-1, 1\]; got 'x'"),
     "form: unknown": (lambda: SampledSharpness(form="eq8"), ValueError, "`form` must be 'loss'"),

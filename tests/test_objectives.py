@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -81,6 +79,23 @@ def test_value_and_gradient_equal_autograd_and_each_other(
     assert torch.equal(surface.position(), position)
 
 
+@pytest.mark.parametrize("num_tasks", [2, 5])
+def test_the_mean_term_is_the_derivative_through_the_mean_alone(num_tasks: int) -> None:
+    def through_the_mean(losses: LossFunction, position: Tensor) -> Tensor:
+        matrix = jacobian(losses, position)
+        mean = matrix.mean(dim=0)
+        return torch.stack([row.detach() @ mean / (row.detach().norm() * mean.norm()) for row in matrix]).min()
+
+    module, batch = mlp_problem(num_tasks=num_tasks), mlp_batch(num_tasks=num_tasks)
+    surface = surface_of(module, batch)
+    expected, gradient = differentiated(through_the_mean, loss_function(module, batch), surface.position())
+    twice = ConflictAlignment("double_backward", terms="mean").value_and_gradient(surface, surface.point())
+    assert_close(twice[0], expected, rtol=1e-10, atol=1e-12)
+    assert_close(twice[1], gradient, rtol=1e-9, atol=1e-11)
+    once = ConflictAlignment(epsilon=1e-6, terms="mean").value_and_gradient(surface, surface.point())
+    assert (once[1] - gradient).norm() <= 1e-4 * gradient.norm()
+
+
 @pytest.mark.parametrize(("kind", "reference"), SMOOTH)
 def test_finite_differences_are_of_first_order(kind: Any, reference: Any) -> None:
     module = mlp_problem()
@@ -108,7 +123,7 @@ def test_two_products_are_enough_for_any_number_of_tasks(num_tasks: int) -> None
     module = mlp_problem(num_tasks=num_tasks)
     surface = surface_of(module, mlp_batch(num_tasks=num_tasks))
     point = surface.point()
-    for objective, cost in ((ConflictAlignment(), 2), (GradientNorm(), 1)):
+    for objective, cost in ((ConflictAlignment(), 2), (ConflictAlignment(terms="mean"), 1), (GradientNorm(), 1)):
         surface.forwards = surface.backwards = 0
         objective.value_and_gradient(surface, point)
         assert (surface.forwards, surface.backwards) == (cost, cost)
@@ -254,43 +269,6 @@ def test_a_teleport_begins_with_its_own_weights_and_noises() -> None:
     objective.begin(surface, Point(point.losses, rows([1] * 64, [2] * 64, [3] * 64)))
     weighted = objective.value(surface, point)
     assert abs(weighted - first) > 0.01 * first
-
-
-def test_balance_weights_worked_by_hand() -> None:
-    # Ratios 3 and 3/2; 6, 3 and 2.
-    e = math.exp
-    two = [2 * e(3) / (e(3) + e(1.5)), 2 * e(1.5) / (e(3) + e(1.5))]
-    total = e(6) + e(3) + e(2)
-    three = [3 * e(6) / total, 3 * e(3) / total, 3 * e(2) / total]
-    assert_close(balance_weights(torch.tensor([1.0, 2.0]).double()), torch.tensor(two).double())
-    assert_close(balance_weights(torch.tensor([1.0, 2.0, 3.0])), torch.tensor(three))
-    assert torch.equal(balance_weights(torch.full((5,), 7.0)), torch.ones(5))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("norms", "weights"),
-    [
-        ([1.0, 1e6], [2.0, 0.0]),
-        ([1e6, 1.0, 1.0], [0.0, 1.5, 1.5]),
-        ([0.0, 3.0, 3.0], [0.0, 1.0, 1.0]),
-        ([0.0, 5.0, 0.0], [0.0, 1.0, 0.0]),
-        ([0.0, 0.0], [0.0, 0.0]),
-        ([1e-30, 1e30], [2.0, 0.0]),
-    ],
-)
-def test_balance_weights_do_not_overflow(norms: list[float], weights: list[float], dtype: torch.dtype) -> None:
-    assert_close(balance_weights(torch.tensor(norms, dtype=dtype)), torch.tensor(weights, dtype=dtype))
-
-
-@given(st.lists(st.floats(0, 1e30), min_size=2, max_size=6))
-def test_balance_weights_sum_to_the_number_of_tasks_and_favor_small_gradients(norms: list[float]) -> None:
-    weights = balance_weights(torch.tensor(norms, dtype=torch.float64))
-    there = torch.tensor(norms, dtype=torch.float64) != 0
-    assert_close(weights.sum().item(), float(there.sum()))
-    assert not weights[~there].any()
-    order = torch.tensor(norms, dtype=torch.float64)[there].argsort()
-    assert (weights[there][order].diff() <= 0).all()
 
 
 # ------------------------------------------------------------------------------------------------------------ controls

@@ -128,7 +128,7 @@ class TestBeforeAfter:
         assert points(figure.axes[3].get_lines()[0]) == [(5.0, 6.0)]
 
     def test_without_an_accepted_teleport_there_is_nothing_to_compare(self):
-        with pytest.raises(ValueError, match="None of the 1 teleports of 'run' was accepted"):
+        with pytest.raises(ValueError, match="Of the 1 teleports of 'run', none was accepted"):
             before_after({"run": [make_report(accepted=False)]})
 
 

@@ -25,6 +25,7 @@ LAYERS = [
     {"lightning_cost._teleport"},
     {"lightning_cost.searches"},
     {"lightning_cost.objectives"},
+    {"lightning_cost._derivatives"},
     {"lightning_cost.surface", "lightning_cost.invariance", "lightning_cost.triggers"},
     {"lightning_cost._training", "lightning_cost.methods", "lightning_cost.metrics"},
     {"lightning_cost.gradients"},

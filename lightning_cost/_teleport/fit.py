@@ -123,7 +123,7 @@ class FitTeleports:
             made = make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
             return replace(made, forwards=surface.forwards, backwards=surface.backwards)
 
-        outcome, stay = Outcome(False, "", start, start), engine.undo_of_move()
+        outcome, stay, free = Outcome(False, "", start, start), engine.undo_of_move(), None
         # Make the report now. After an out-of-memory error there may be no memory for it.
         failed = report(outcome)
         try:
@@ -135,8 +135,8 @@ class FitTeleports:
                     learning_rate = _learning_rate(self._optimizer, surface.shared)
                     outcome = self._teleporter.run(surface, shared_modules(self._module), start, learning_rate, display)
             finished = report(outcome)
-            moved = outcome.end.gradients
-            if outcome.accepted and share != 1:
+            moved = outcome.end.evaluated
+            if outcome.accepted and moved is not None and share != 1:
                 moved = TaskGradients(moved.names, moved.matrix.mul_(share))
                 surface.scale_grads(share)
             if outcome.accepted and self._check_ranks:
@@ -158,7 +158,8 @@ class FitTeleports:
         self._repeats.teleports_left = max(self._repeats.teleports_left - 1, 0)
         if outcome.accepted:
             self._history.arm(outcome.sigma, surface.shared)
-            self._teleporter.recycle(free)
+            if free is not None:
+                self._teleporter.recycle(free)
         append_report(reports, finished)
         return finished
 

@@ -30,14 +30,17 @@ class TeleportReport:
         losses_after: The same where it arrived; where it started if it was refused.
         cosines_before: Cosines :math:`\cos \phi_{i0}` of the task gradients with their mean where it started. A task
             without gradient has none.
-        cosines_after: The same where it arrived.
+        cosines_after: The same where it arrived. With ``reevaluate=False`` they are those of the next check, on its
+            batch and after the optimizer step; empty until then.
         grad_norm_before: Norm of the mean gradient :math:`g_0` where it started.
-        grad_norm_after: The same where it arrived.
+        grad_norm_after: The same where it arrived; ``None`` like empty ``cosines_after``.
         sigma: Cosine of the move with the gradient before it (Eq. 12); 0 without a move.
         drift: Largest relative change of a held loss.
         seconds: Wall-clock time.
         forwards: Forward passes of a micro-batch, those at the new point included.
         backwards: Backward passes of a task or of a weighted sum of tasks, those at the new point included.
+        reevaluated: Whether the task gradients were evaluated where it arrived. A refused teleport has arrived nowhere.
+        checked_at: ``trainer.global_step`` of the check that ``cosines_after`` are of, if it was a later one.
         trace: What was evaluated on the way, in order: dictionaries with a ``stage`` and figures. Only the last few
             reports of a callback keep theirs, and checkpoints hold none.
     """
@@ -51,12 +54,14 @@ class TeleportReport:
     cosines_before: dict[str, float]
     cosines_after: dict[str, float]
     grad_norm_before: float
-    grad_norm_after: float
+    grad_norm_after: float | None
     sigma: float
     drift: float
     seconds: float
     forwards: int
     backwards: int
+    reevaluated: bool = True
+    checked_at: int | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -72,7 +77,8 @@ class EpochCounts:
         accepted: Teleports that were accepted.
         drift: Sum of their drifts.
         cosine_before: Sum of their smallest cosines where they started.
-        cosine_after: The same where they arrived.
+        cosine_after: The same where they arrived, if it was evaluated, or else in the next check.
+        evaluated: Number of teleports in ``cosine_after``.
     """
 
     epoch: int = -1
@@ -83,6 +89,7 @@ class EpochCounts:
     drift: float = 0.0
     cosine_before: float = 0.0
     cosine_after: float = 0.0
+    evaluated: int = 0
 
     def count(self, report: TeleportReport) -> None:
         """Count a teleport that was tried, if it was accepted."""
@@ -90,7 +97,13 @@ class EpochCounts:
             self.accepted += 1
             self.drift += report.drift
             self.cosine_before += min(report.cosines_before.values())
-            self.cosine_after += min(report.cosines_after.values())
+            if report.cosines_after:
+                self.count_after(report)
+
+    def count_after(self, report: TeleportReport) -> None:
+        """Count the conflict after a teleport, once it is known."""
+        self.evaluated += 1
+        self.cosine_after += min(report.cosines_after.values())
 
     def figures(self) -> dict[str, float]:
         """What is logged of the epoch, by name; nothing without a check."""
@@ -102,8 +115,9 @@ class EpochCounts:
             "cost/rejected": float(self.tried - self.accepted),
         }
         if self.accepted:
-            means = {name: getattr(self, name) / self.accepted for name in ("drift", "cosine_before", "cosine_after")}
-            found |= {f"cost/{name}": mean for name, mean in means.items()}
+            found |= {f"cost/{name}": getattr(self, name) / self.accepted for name in ("drift", "cosine_before")}
+        if self.evaluated:
+            found["cost/cosine_after"] = self.cosine_after / self.evaluated
         return found
 
 
@@ -122,10 +136,6 @@ def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int,
     def by_task(values: Tensor) -> dict[str, float]:
         return dict(zip(names, values.tolist(), strict=True))
 
-    def cosines(gradients: TaskGradients) -> dict[str, float]:
-        norms = by_task(gradients.norms)
-        return {name: cosine for name, cosine in by_task(gradients.cosines).items() if norms[name] != 0}
-
     return TeleportReport(
         step=step,
         epoch=epoch,
@@ -133,17 +143,37 @@ def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int,
         reason=outcome.reason,
         losses_before=by_task(before.losses),
         losses_after=by_task(after.losses),
-        cosines_before=cosines(before.gradients),
-        cosines_after=cosines(after.gradients),
+        cosines_before=_cosines(before.gradients),
+        cosines_after={} if after.evaluated is None else _cosines(after.evaluated),
         grad_norm_before=float(before.gradients.mean_norm),
-        grad_norm_after=float(after.gradients.mean_norm),
+        grad_norm_after=None if after.evaluated is None else float(after.evaluated.mean_norm),
         sigma=outcome.sigma,
         drift=drift(after.losses, before.losses, invariance),
         seconds=seconds,
         forwards=outcome.forwards,
         backwards=outcome.backwards,
+        reevaluated=after.evaluated is not None,
         trace=outcome.trace,
     )
+
+
+def fill_in(reports: Sequence[TeleportReport], gradients: TaskGradients, step: int) -> TeleportReport | None:
+    """Add the conflict after the last teleport to its report, if it was not evaluated there.
+
+    Args:
+        reports: The reports.
+        gradients: The task gradients of the next check.
+        step: ``trainer.global_step`` of the check.
+
+    Returns:
+        The report; ``None`` if the conflict is known already, or if nobody teleported.
+    """
+    if not reports or not reports[-1].accepted or reports[-1].cosines_after or not gradients.names:
+        return None
+    report = reports[-1]
+    report.cosines_after = _cosines(gradients)
+    report.grad_norm_after, report.checked_at = float(gradients.mean_norm), step
+    return report
 
 
 def append_report(reports: list[TeleportReport], report: TeleportReport) -> None:
@@ -152,6 +182,11 @@ def append_report(reports: list[TeleportReport], report: TeleportReport) -> None
     old = len(reports) - 1 - _TRACES_KEPT
     if old >= 0:
         reports[old] = replace(reports[old], trace=[])
+
+
+def _cosines(gradients: TaskGradients) -> dict[str, float]:
+    pairs = zip(gradients.names, gradients.norms.tolist(), gradients.cosines.tolist(), strict=True)
+    return {name: cosine for name, norm, cosine in pairs if norm != 0}
 
 
 def without_traces(reports: Sequence[TeleportReport]) -> list[dict[str, Any]]:

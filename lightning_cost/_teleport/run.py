@@ -80,6 +80,9 @@ class Teleporter:
         invariance: Which losses to hold: the loss of each task (``"per_task"``) or their ``"mean"``.
         tolerance: Largest accepted relative change of a held loss. ``None`` accepts every finite candidate, even if the
             objective did not grow, as the paper does.
+        reevaluate: Whether to evaluate the task gradients at a candidate, so that the objective must have grown and the
+            step goes on with them. Otherwise a candidate is accepted by its losses alone, which takes a forward pass,
+            and the gradients of the point that was left stay in ``.grad``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -108,6 +111,7 @@ class Teleporter:
         search: Search | None = None,
         invariance: Invariance = "per_task",
         tolerance: float | None = 0.02,
+        reevaluate: bool = True,
     ) -> None:
         if objective is not None and not isinstance(objective, Objective):
             raise ValueError(f"`objective` must be an Objective; got {objective!r}.")
@@ -127,8 +131,15 @@ class Teleporter:
             aiming = aiming.objective
         if not self.search.uses_aim and isinstance(aiming, ConflictAlignment):
             check_effect("target", aiming.target, ConflictAlignment().target, f"with {kinds[1]}")
+        check_bool("reevaluate", reevaluate)
+        if not reevaluate and self.search.rounds > 1:
+            raise ValueError(
+                f"`reevaluate=False` takes one step from the task gradients at hand, but {self.search!r} takes"
+                f" {self.search.rounds}. Pass a search with one step."
+            )
         self.invariance = invariance
         self.tolerance = tolerance
+        self.reevaluate = reevaluate
         self._spares: list[Tensor] = []
 
     def run(
@@ -152,7 +163,8 @@ class Teleporter:
             on_stage: Called with what the search is doing.
 
         Returns:
-            The outcome. If it is accepted, ``.grad`` of every parameter belongs to the new point.
+            The outcome. If it is accepted, ``.grad`` of every parameter belongs to the new point; with
+            ``reevaluate=False`` it is what it was.
 
         Raises:
             TypeError: If an argument is of a wrong class.
@@ -216,7 +228,7 @@ class _Attempt:
             return self._refused(point, "a loss or gradient is not finite where the teleport starts")
         grads = surface.grads()
         objective.begin(surface, point)
-        value = checked_value(objective, surface, point)
+        value = checked_value(objective, surface, point) if self._teleporter.reevaluate else None
         self._record("start", losses=point.losses, drift=0.0, objective=value)
         start = reached = _Place(point, grads, value)
         reason = ""
@@ -250,7 +262,8 @@ class _Attempt:
             self._record,
         )
         reason = refusal = "the objective has no direction on the level set"
-        spare = self._teleporter.take_spare()
+        reevaluate = self._teleporter.reevaluate
+        spare = self._teleporter.take_spare() if reevaluate else None
 
         def admit(losses: Tensor) -> bool:
             nonlocal refusal
@@ -264,6 +277,13 @@ class _Attempt:
             name = type(self._teleporter.search).__name__
             raise TypeError(f"`{name}.candidates` must yield at each candidate; got {describe(candidates)}.")
         for _ in candidates:
+            if not reevaluate:
+                losses = surface.losses()
+                if surface.ranks.agree(admit(losses)):
+                    self._accept(candidates)
+                    return _Place(Point(losses), self._grads, None), "accepted"
+                reason = refusal
+                continue
             point = surface.point_if(admit, reached.point, spare)
             if point is not None:
                 spare = point.gradients.matrix

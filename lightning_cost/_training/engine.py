@@ -170,25 +170,29 @@ class Engine(Evaluator):
             self._kept.expected.learn(gradients, step.accumulator.losses if step.moved is None else step.moved[1])
             self._aggregate(step, gradients)
         if method.compares_losses and step.batches:
-            moved = step.moved is not None
+            moved = step.has_moved
             before = self.evaluate_again(step.batches) if moved else step.losses(self.names, ranks)
             self._kept.comparison = (step.batches, before) if self.comparable(step, before, moved) else None
         if gradients is not None:
             self._kept.matrix = gradients.matrix
         self._kept.gradients, self._kept.step = gradients, None
 
-    def move_to(self, gradients: TaskGradients, losses: Tensor) -> Tensor:
+    def move_to(self, gradients: TaskGradients | None, losses: Tensor) -> Tensor | None:
         """Go on with this optimizer step from the point that a teleport moved to.
 
         Args:
-            gradients: The task gradients there. ``.grad`` of every parameter belongs to this point as well.
+            gradients: The task gradients there. ``.grad`` of every parameter belongs to this point as well. ``None`` if
+                the step takes the gradients of the point that was left.
             losses: The task losses there, shape ``(K,)``.
 
         Returns:
-            A matrix whose memory is free: that of the task gradients before.
+            A matrix whose memory is free: that of the task gradients before, if there are new ones.
         """
         step = self._kept.step
         assert step is not None
+        step.has_moved = True
+        if gradients is None:
+            return None
         left = step.gradients
         assert left is not None
         if step.method_before is not None:
@@ -207,7 +211,7 @@ class Engine(Evaluator):
 
         def undo() -> None:
             memory.restore()
-            step.aggregated, step.moved = aggregated, None
+            step.aggregated, step.moved, step.has_moved = aggregated, None, False
 
         return undo
 

@@ -50,7 +50,8 @@ class Step:
         method_before: What the method remembered before it aggregated these gradients.
         aggregated: Whether ``.grad`` of the shared parameters holds the aggregation.
         mark: What ``.grad`` was when the last backward pass had ended.
-        moved: Task gradients and losses by task of the point that a teleport moved to; ``None`` without a teleport.
+        has_moved: Whether a teleport has moved the parameters.
+        moved: Task gradients and losses by task where it moved to; ``None`` if they were not evaluated.
         global_step: ``trainer.global_step`` when task gradients were computed.
     """
 
@@ -63,6 +64,7 @@ class Step:
     method_before: ModuleState | None = None
     aggregated: bool = False
     mark: GradMark | None = None
+    has_moved: bool = False
     moved: tuple[TaskGradients, dict[str, float]] | None = None
     global_step: int | None = None
 
