@@ -68,8 +68,8 @@ class SymmetryTeleportCallback(Callback):
         reevaluate: Whether to evaluate the task gradients at the new point, accept it only if the objective has grown,
             and update with them. ``False`` is the *deferred* mode, for a third of the price: a new point is accepted by
             its losses, the update takes the gradients at hand, and the next check tells what became of the conflict.
-            ``"level_set"`` then stands for ``LevelSetSearch(full_rank=True, backtracks=1)``, and ``"conflict"`` for
-            ``ConflictAlignment(terms="mean")``.
+            ``"level_set"`` then stands for ``LevelSetSearch(full_rank=True, backtracks=1, shrink=None)``, and
+            ``"conflict"`` for ``ConflictAlignment(terms="mean")``.
         invariance: What the tolerance holds for: the loss of each task (``"per_task"``) or their ``"mean"``.
         history: What the optimizer keeps of its history: ``"keep"`` all, ``"paper"`` as much as Eq. 12 and 13 say,
             ``"momentum"`` the same but only for the first moment, ``"reset"`` nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -100,6 +101,11 @@ class LevelSet:
         return self._combine(residuals).neg_()
 
     def _combine(self, changes: Tensor) -> Tensor:
+        return combine(self.gradients.matrix, self._solve @ changes.cpu().double())
+
+    @cached_property
+    def _solve(self) -> Tensor:
+        """The matrix that turns changes of the losses into weights of the rows, shape ``(K, K)``, on the CPU."""
         gramian = self.gradients.gramian.cpu().double()
         selection = torch.eye(len(gramian), dtype=torch.float64)
         if self.invariance == "mean":
@@ -108,8 +114,6 @@ class LevelSet:
         norms = gramian.diagonal().clamp_min(0).sqrt()
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
         scaled = inverse[:, None] * gramian * inverse[None, :]
-        solution = torch.linalg.pinv(scaled, rtol=1e-6, hermitian=True) @ (
-            inverse * (selection @ changes.cpu().double())
-        )
-        weights = selection.T @ (inverse * solution)
-        return combine(self.gradients.matrix, weights)
+        solution: Tensor = torch.linalg.pinv(scaled, rtol=1e-6, hermitian=True)
+        scaled_selection = inverse[:, None] * selection
+        return scaled_selection.T @ solution @ scaled_selection

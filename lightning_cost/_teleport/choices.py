@@ -47,5 +47,5 @@ def choose_search(search: SearchName | Search, reevaluate: bool) -> Search:
     check_choice("search", search, _SEARCHES, "a Search")
     if search == "level_set" and not reevaluate:
         # One step of the price of two plain ones: no decomposition of matrices, one more try at most.
-        return LevelSetSearch(full_rank=True, backtracks=1)
+        return LevelSetSearch(full_rank=True, backtracks=1, shrink=None)
     return _SEARCHES[search]()

@@ -260,6 +260,7 @@ class _Attempt:
             self._modules,
             self._learning_rate,
             self._record,
+            self._teleporter.tolerance,
         )
         reason = refusal = "the objective has no direction on the level set"
         reevaluate = self._teleporter.reevaluate
@@ -268,6 +269,7 @@ class _Attempt:
         def admit(losses: Tensor) -> bool:
             nonlocal refusal
             change = drift(losses, start.point.losses, self._teleporter.invariance)
+            context.drifts.append(change)
             refusal = self._loss_refusal(losses, change)
             self._record("candidate", losses=losses, drift=change)
             return not refusal

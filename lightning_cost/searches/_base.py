@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -28,6 +28,8 @@ class SearchContext:
         invariance: Which losses to hold.
         modules: The shared modules by name.
         learning_rate: The learning rate of the shared parameters in the optimizer.
+        tolerance: Largest accepted drift; ``None`` for no limit.
+        drifts: The drifts of the candidates so far.
         record: Adds a named row of figures to the trace of the teleport. If the search ends after a row with a
             ``reason``, this is the reason of the report.
     """
@@ -40,6 +42,8 @@ class SearchContext:
     modules: Mapping[str, nn.Module]
     learning_rate: float
     record: Callable[..., None]
+    tolerance: float | None = None
+    drifts: list[float] = field(default_factory=list)
 
 
 class Search(ABC):

@@ -27,6 +27,11 @@ from lightning_cost.searches._base import Search, SearchContext
 
 __all__ = ["LevelSetSearch"]
 
+# Bounds of the factor that the drift of a refused step suggests.
+_LEAST, _MOST = 0.1, 0.5
+# A step along the tangent that changes a loss by so many times the tolerance is too long for a chord step.
+_HOPELESS = 5
+
 
 class LevelSetSearch(Search):
     r"""Moves along the level set of the task losses with a LoRA that is aligned with the objective's gradient.
@@ -49,7 +54,9 @@ class LevelSetSearch(Search):
         size: Longest step, relative to the norm of the weights that move. An objective without an aim takes all of it.
         steps: Number of steps, each from where the last one arrived.
         backtracks: How often a refused step is shortened.
-        shrink: The factor by which it is shortened.
+        shrink: The factor by which it is shortened. ``None`` takes what the change of the losses suggests, which is of
+            second order in the length, and of third order after the chord step. A step that changes a loss by more than
+            five times the tolerance is shortened before its chord step.
 
     Raises:
         ValueError: If an argument is out of range, or has no effect beside another.
@@ -63,7 +70,7 @@ class LevelSetSearch(Search):
         size: float = 0.04,
         steps: int = 1,
         backtracks: int = 3,
-        shrink: float = 0.4,
+        shrink: float | None = 0.4,
     ) -> None:
         check_integer("rank", rank, 1)
         check_targets("target_modules", target_modules)
@@ -74,7 +81,8 @@ class LevelSetSearch(Search):
         check_positive("size", size)
         check_integer("steps", steps, 1)
         check_integer("backtracks", backtracks, 0)
-        check_between("shrink", shrink, 0, 1)
+        if shrink is not None:
+            check_between("shrink", shrink, 0, 1)
         if backtracks == 0:
             check_effect("shrink", shrink, 0.4, "with `backtracks=0`")
         self.rank = rank
@@ -122,10 +130,18 @@ class LevelSetSearch(Search):
                 surface.move_to(context.origin)
             surface.move_by(step, reach)
             losses = surface.losses()
-            context.record("step", losses=losses, drift=drift(losses, start.losses, context.invariance))
+            change = drift(losses, start.losses, context.invariance)
+            context.record("step", losses=losses, drift=change)
+            if self.shrink is None and attempt < self.backtracks and _is_hopeless(change, context.tolerance):
+                # The losses say it before the chord step: a candidate would cost another forward pass.
+                reach *= _factor(context.tolerance, 3 * change, 1 / 2)
+                continue
             surface.move_by(level_set.retraction(losses - start.losses))
             yield
-            reach *= self.shrink
+            if self.shrink is not None:
+                reach *= self.shrink
+            else:
+                reach *= _factor(context.tolerance, 2 * context.drifts[-1] if context.drifts else math.nan, 1 / 3)
 
     @override
     def reach(self, modules: Mapping[str, nn.Module], shared: Sequence[Parameter]) -> Sequence[Parameter]:
@@ -151,3 +167,16 @@ class LevelSetSearch(Search):
             f"LevelSetSearch({where}, size={self.size}, steps={self.rounds}, backtracks={self.backtracks},"
             f" shrink={self.shrink})"
         )
+
+
+def _is_hopeless(change: float, tolerance: float | None) -> bool:
+    """Whether no chord step leads back from such a change of the losses."""
+    return tolerance is not None and not change <= _HOPELESS * tolerance
+
+
+def _factor(tolerance: float | None, change: float, power: float) -> float:
+    """How much shorter a step must be, if the change of the losses grows with its length to ``1 / power``."""
+    if tolerance is None or not math.isfinite(change) or change <= 0:
+        return _LEAST
+    factor: float = (tolerance / change) ** power
+    return min(max(factor, _LEAST), _MOST)

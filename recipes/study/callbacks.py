@@ -60,6 +60,13 @@ def _drops(problem: Problem) -> Iterable[int]:
 
 CALLBACKS: dict[str, Factory] = {
     "COST": _cost(),
+    # A third of the price.
+    "deferred": _cost(reevaluate=False),
+    "deferred, every 4": _cost(reevaluate=False, check_every_n_steps=4),
+    "deferred, both terms": _cost(reevaluate=False, objective=ConflictAlignment()),
+    "deferred, random direction": _cost(reevaluate=False, objective=RandomDirection()),
+    "deferred, reversed direction": _cost(reevaluate=False, objective=Reversed(ConflictAlignment(terms="mean"))),
+    "mean term": _cost(objective=ConflictAlignment(terms="mean")),
     # Controls.
     "random direction": _cost(objective=RandomDirection()),
     "reversed direction": _cost(objective=Reversed(ConflictAlignment())),

@@ -76,6 +76,11 @@ PRESETS: dict[str, Preset] = {
         ["GradDrop"],
         ["every 2 steps", "every 2 steps, random direction", "every 2 steps, reversed direction"],
     ),
+    "deferred": Preset(
+        "Do cheap teleports pay? (with their controls)",
+        ["LS", "GradDrop", "RLW", "UW", "UPGrad", "FairGrad"],
+        ["COST", "mean term", "deferred", "deferred, random direction", "deferred, reversed direction"],
+    ),
     "direction": Preset(
         "Does a running mean of the direction help?",
         ["LS", "UPGrad"],

@@ -11,7 +11,7 @@ from lightning_cost._teleport.choices import choose_objective, choose_search
 def test_names_stand_for_what_suits_the_mode() -> None:
     for reevaluate, objective, search in (
         (True, ConflictAlignment(), LevelSetSearch()),
-        (False, ConflictAlignment(terms="mean"), LevelSetSearch(full_rank=True, backtracks=1)),
+        (False, ConflictAlignment(terms="mean"), LevelSetSearch(full_rank=True, backtracks=1, shrink=None)),
     ):
         assert repr(choose_objective("conflict", reevaluate)) == repr(objective)
         assert repr(choose_search("level_set", reevaluate)) == repr(search)

@@ -72,7 +72,7 @@ def test_a_step_is_shortened_once_and_then_undone() -> None:
     for report, one, two in zip(callback.reports, before.snapshots, after.snapshots, strict=True):
         assert not report.accepted
         assert "over the tolerance" in report.reason
-        assert sum(stage["stage"] == "candidate" for stage in report.trace) == 2
+        assert sum(stage["stage"] == "step" for stage in report.trace) == 2
         assert_same(two, one)
 
 
