@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -59,14 +59,27 @@ def unreached_cause(loss: Tensor) -> str:
     return "It reaches no parameter at all. Compute the loss from the output of the network."
 
 
-def _nodes_of(loss: Tensor) -> set[Node]:
+def leaves_beyond(loss: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves of the graph of a loss that it reaches without passing through any of the features."""
     if not loss.requires_grad:
+        return []
+    border = {get_gradient_edge(feature).node for feature in features}
+    nodes = nodes_below(get_gradient_edge(loss).node, border)
+    return [node.variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"]  # type: ignore[attr-defined]
+
+
+def _nodes_of(loss: Tensor) -> set[Node]:
+    return nodes_below(get_gradient_edge(loss).node) if loss.requires_grad else set()
+
+
+def nodes_below(start: Node, border: Collection[Node] = ()) -> set[Node]:
+    """A node of a graph and all that it leads to, but for what lies beyond the nodes of a border."""
+    if start in border:
         return set()
-    start = get_gradient_edge(loss).node
     seen, pending = {start}, [start]
     while pending:
         node = pending.pop()
-        new = {following for following, _ in node.next_functions if following is not None} - seen
+        new = {following for following, _ in node.next_functions if following is not None} - seen - set(border)
         seen |= new
         pending.extend(new)
     return seen

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_cost._lightning.checks import (
@@ -25,9 +23,17 @@ from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import check_finite, check_has_graph, values_of
 from lightning_cost._training.evaluator import Evaluator
 from lightning_cost._training.grads import GradMark
-from lightning_cost._training.method import write_gradient
-from lightning_cost._training.method_checks import check_assigned, check_method, named_errors
+from lightning_cost._training.method import AggregatorMethod, write_gradient
+from lightning_cost._training.method_checks import (
+    check_assigned,
+    check_method,
+    check_returned_loss,
+    named_errors,
+    warn_of_hooks,
+)
 from lightning_cost._training.method_state import changed_without_backward, snapshot
+from lightning_cost._training.options import check_options
+from lightning_cost._training.reused import TaskWeights
 from lightning_cost._training.shared import check_parameters, name_of, trained_parameters
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
@@ -81,13 +87,9 @@ class Engine(Evaluator):
         # An earlier fit may have ended in the middle of a step.
         self._kept.step, self._kept.coming, self._kept.gradients = None, Step(), None
         self._kept.comparison, self._kept.comparisons = None, 0
-        self._kept.clones_batches, self._kept.written = False, None
-        if module.reduce_dtype is not None and not getattr(module.reduce_dtype, "is_floating_point", False):
-            raise MisconfigurationException(
-                f"`reduce_dtype` of {type(module).__name__} must be a floating torch.dtype such as torch.bfloat16, or"
-                f" None; got {module.reduce_dtype!r}."
-            )
+        self._kept.clones_batches, self._kept.written, self._kept.checked_features = False, None, False
         check_assigned(module)
+        check_options(module)
         check_automatic_optimization(module, "MultiTaskMixin")
         self._prepare_method()
 
@@ -146,7 +148,7 @@ class Engine(Evaluator):
         if step is not None:
             step.pending = None
         wanted = self._kept.coming.wants_gradients if step is None else step.wants_gradients
-        if not (wanted or self.method.aggregates):
+        if not (wanted or self._aggregates(step)):
             backward()
         elif step is None or pending is None:
             raise MisconfigurationException(
@@ -169,6 +171,7 @@ class Engine(Evaluator):
         if gradients is not None and step.accumulator is not None and gradients.is_finite:
             self._kept.expected.learn(gradients, step.accumulator.losses if step.moved is None else step.moved[1])
             self._aggregate(step, gradients)
+        self._note_weights(step)
         if method.compares_losses and step.batches:
             moved = step.has_moved
             before = self.evaluate_again(step.batches) if moved else step.losses(self.names, ranks)
@@ -220,6 +223,7 @@ class Engine(Evaluator):
         return {
             "names": list(self._kept.names),
             "rates": dict(self._kept.expected.rates),
+            "weights": self._kept.task_weights.state_dict(),
             "method": self._kept.method_state.state_dict(self.method.wrapped),
         }
 
@@ -229,6 +233,7 @@ class Engine(Evaluator):
             # Not where somebody loads the weights into another module, which may have other tasks.
             self._kept.names = tuple(state.get("names", ()))
         self._kept.expected.rates = dict(state.get("rates", {}))
+        self._kept.task_weights.load_state_dict(state.get("weights", {}))
         self._kept.method_state.load_state_dict(state.get("method", {}))
 
     def changed_by_method(self) -> list[str]:
@@ -240,7 +245,7 @@ class Engine(Evaluator):
         """Check the method and make it ready, when a fit starts and when somebody has set another one."""
         module, method = self._module, self.method
         self._kept.prepared = method
-        if method.aggregates:
+        if method.aggregates or method.takes_features:
             check_strategy(module.trainer)
             check_unscaling(module.trainer)
             check_parameters(module)
@@ -257,6 +262,8 @@ class Engine(Evaluator):
     def _begin_batch(self) -> Step:
         trainer, method, window, step = self._module.trainer, self.method, self.window, self._kept.step
         if self._kept.prepared is not method:
+            check_options(self._module)
+            self._kept.task_weights = TaskWeights()
             self._prepare_method()
         # A hook may end an epoch in the middle of a window of micro-batches. No optimizer step follows.
         if step is None or step.window != window:
@@ -267,6 +274,7 @@ class Engine(Evaluator):
                 )
             step = self._kept.step = self._kept.coming
             self._kept.coming, step.window = Step(), window
+            step.weights = self._kept.task_weights.for_step(self.names, self._module.weights_every)
         self._kept.method_state.load_pending(method.wrapped, self._module.device)
         self._kept.method_state.enter_epoch(trainer.current_epoch, method.end_epoch)
         step.wants_batches |= method.compares_losses
@@ -277,7 +285,7 @@ class Engine(Evaluator):
         check_strategy(trainer)
         check_unscaling(trainer)
         numerics = self.numerics
-        self._check_returned_loss(loss, pending.scalarization.total, numerics.loss_scale)
+        check_returned_loss(module, loss, pending.scalarization.total, numerics.loss_scale)
         if step.accumulator is None:
             shared, whole = trained_parameters(module)
             if not shared:
@@ -288,7 +296,11 @@ class Engine(Evaluator):
         accumulator, losses = step.accumulator, pending.by_task
         values = self.across_ranks(losses, accumulator)
         # A communication hook may compress `.grad` on its way. Then the other rows do not sum up to it.
-        exact = not getattr(trainer.strategy.model, "_comm_hooks", ()) and self._is_left_alone(accumulator.shared)
+        hooked = next((p for p in accumulator.shared if getattr(p, "_post_accumulate_grad_hooks", None)), None)
+        if hooked is not None and not self._kept.warned_of_hooks:
+            self._kept.warned_of_hooks = True
+            warn_of_hooks(name_of(module, hooked))
+        exact = hooked is None and not getattr(trainer.strategy.model, "_comm_hooks", ())
         accumulator.add(
             losses,
             pending.scalarization.weight if exact else None,
@@ -303,29 +315,6 @@ class Engine(Evaluator):
             self._complete(step, accumulator)
         else:
             accumulator.settle()
-
-    def _is_left_alone(self, shared: Sequence[Parameter]) -> bool:
-        """Whether no hook edits ``.grad`` in the backward pass."""
-        hooked = [parameter for parameter in shared if getattr(parameter, "_post_accumulate_grad_hooks", None)]
-        if hooked and not self._kept.warned_of_hooks:
-            self._kept.warned_of_hooks = True
-            rank_zero_warn(
-                f"`{name_of(self._module, hooked[0])}` has a hook of `register_post_accumulate_grad_hook`. What it does"
-                " to `.grad` reaches neither the task gradients nor their aggregation. Use `register_hook`, or edit the"
-                " gradients in `on_before_optimizer_step`."
-            )
-        return not hooked
-
-    def _check_returned_loss(self, loss: Tensor, total: Tensor, loss_scale: float) -> None:
-        micro_batches = self._module.trainer.accumulate_grad_batches
-        returned, expected = loss.detach(), total.detach() / micro_batches * loss_scale
-        if not torch.equal(returned, expected) and bool(torch.isfinite(expected)):
-            raise MisconfigurationException(
-                f"{type(self._module).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
-                f" ({float(returned) * micro_batches / loss_scale:g} instead of {float(total.detach()):g}). What it"
-                " adds belongs to no task, so no multi-task method can weigh it: add it to the losses that"
-                " `task_losses` returns."
-            )
 
     def _complete(self, step: Step, accumulator: Accumulator) -> None:
         gradients = accumulator.complete()
@@ -347,10 +336,23 @@ class Engine(Evaluator):
         if step.wants_batches:
             step.mark = GradMark(self._module.parameters())
 
+    def _aggregates(self, step: Step | None) -> bool:
+        """Whether a step combines task gradients of the parameters."""
+        return self.method.aggregates and (step is None or step.weights is None)
+
+    def _note_weights(self, step: Step) -> None:
+        """Keep the weights of a step that is over for the next ones, or count that it has reused some."""
+        method, kept = self.method, self._kept.task_weights
+        if step.weights is not None:
+            kept.age += 1
+        elif method.keeps_weights and isinstance(method, AggregatorMethod) and method.weights is not None:
+            kept.renew(*method.weights)
+            method.weights = None
+
     def _aggregate(self, step: Step, gradients: TaskGradients, loss_scale: float = 1.0) -> None:
         """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
         module, method, found = self._module, self.method, gradients.with_gradient
-        if step.aggregated or not method.aggregates or not found.names:
+        if step.aggregated or not self._aggregates(step) or not found.names:
             return
         assert step.accumulator is not None
         shared = step.accumulator.shared

@@ -11,13 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_cost._lightning.checks import loss_scale_of
+from lightning_cost._lightning.checks import gradient_scaler, loss_scale_of
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch, Scene, preserved
 from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import (
     Numerics,
     Scalarization,
+    check_finite,
     check_losses,
     mean_losses,
     present,
@@ -25,10 +26,14 @@ from lightning_cost._training.evaluate import (
     unrepeatable_message,
     values_of,
 )
+from lightning_cost._training.features import captured_outputs, check_features, feature_rows, with_gradient
 from lightning_cost._training.kept import Kept
-from lightning_cost._training.method import Method, make_method
+from lightning_cost._training.method import FeatureMethod, Method, make_method
 from lightning_cost._training.method_checks import check_number_of_tasks, named_errors
 from lightning_cost._training.method_state import snapshot
+from lightning_cost._training.options import takes_features
+from lightning_cost._training.reused import weighted_total
+from lightning_cost._training.shared import shared_parameters, trained_parameters
 from lightning_cost._training.step import Step
 
 __all__: list[str] = []
@@ -58,8 +63,9 @@ class Evaluator:
     def method(self) -> Method:
         """How the module's ``mtl_method`` is used."""
         wrapped = getattr(self._module, "mtl_method", None)
-        if self._kept.method.wrapped is not wrapped:
-            self._kept.method = make_method(wrapped)
+        options = takes_features(self._module), self._module.weights_every != 1
+        if self._kept.method.wrapped is not wrapped or self._kept.options != options:
+            self._kept.method, self._kept.options = make_method(wrapped, *options), options
         return self._kept.method
 
     @property
@@ -69,7 +75,12 @@ class Evaluator:
 
     def evaluate(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Evaluate and check ``task_losses``. A task without a loss is left out."""
-        losses = check_losses(self._module.task_losses(batch, batch_idx))
+        if self.method.takes_features and torch.is_grad_enabled():
+            with captured_outputs(self._module) as outputs:
+                losses = check_losses(self._module.task_losses(batch, batch_idx))
+            self._kept.features = outputs()
+        else:
+            losses = check_losses(self._module.task_losses(batch, batch_idx))
         self._learn_names(tuple(losses))
         return present(losses, self.names)
 
@@ -111,13 +122,50 @@ class Evaluator:
                 finally:
                     method.restore()
         finally:
-            self._kept.replaying = False
+            self._kept.replaying, self._kept.features = False, []
 
     def scalarize(self, losses: dict[str, Tensor], ranks: Ranks) -> Scalarization:
         """Scalarize the losses of a batch by the method. See :meth:`Method.scalarize`."""
-        trainer = self._trainer
+        trainer, step = self._trainer, self._kept.step
+        training = trainer is not None and trainer.training and step is not None
+        if training and losses and self.method.takes_features:
+            self._check_features(losses)
         with named_errors(self.method.wrapped, 0 if trainer is None else trainer.global_step):
-            return self.method.scalarize(losses, self.names, ranks)
+            scalarization = self.method.scalarize(losses, self.names, ranks)
+            if not training or step is None:
+                return scalarization
+            if step.weights is not None and losses:
+                shared = {id(parameter) for parameter in shared_parameters(self._module)}
+                others = [p for p in self._module.parameters() if p.requires_grad and id(p) not in shared]
+                total = weighted_total(losses, step.weights, others, self.numerics.loss_scale)
+                return Scalarization(total, None)
+            if self.method.takes_features and step.weights is None:
+                return Scalarization(scalarization.total + self._change_of_features(losses, ranks), None)
+            return scalarization
+
+    def _check_features(self, losses: dict[str, Tensor]) -> None:
+        shared = trained_parameters(self._module)[0]
+        if shared and not self._kept.checked_features:
+            check_features(self._module, losses, self._kept.features, shared)
+            self._kept.checked_features = True
+
+    def _change_of_features(self, losses: dict[str, Tensor], ranks: Ranks) -> Tensor:
+        """A zero that turns the gradient of the features into their aggregation.
+
+        Raises:
+            ValueError: If a gradient is not finite, and no gradient scaler waits for that.
+        """
+        module, features = self._module, self._kept.features
+        assert isinstance(self.method, FeatureMethod)
+        if not trained_parameters(module)[0]:
+            # All that the tasks share is frozen for now.
+            return ranks.mean_(torch.zeros((), device=module.device))
+        rows = feature_rows(losses, self.names, features, self.numerics.loss_scale, ranks.device)
+        change = self.method.change(rows, self.names, ranks)
+        if change is None and gradient_scaler(module.trainer) is None:
+            check_finite(dict(zip(self.names, rows.norms.tolist(), strict=True)), "The gradient of the features")
+        # With a gradient that is not finite, the scaler skips the step.
+        return with_gradient(features, torch.full_like(rows.matrix[0], torch.nan) if change is None else change)
 
     def evaluate_again(self, batches: Sequence[RecordedBatch]) -> Tensor:
         """The task losses of recorded batches here, averaged over them and over the processes, shape ``(K,)``."""

@@ -13,6 +13,7 @@ from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._training.accumulator import ExpectedNorms
 from lightning_cost._training.method import Method
 from lightning_cost._training.method_state import MethodState
+from lightning_cost._training.reused import TaskWeights
 from lightning_cost._training.step import Step
 from lightning_cost.gradients import TaskGradients
 
@@ -31,6 +32,10 @@ class Kept:
         ignored_by_ddp: Names that DDP shall ignore, as the module's user has set them.
         expected: What is known of the norms of the task gradients.
         method: How ``mtl_method`` is used.
+        options: What ``mtl_method`` was last asked for: features, and weights.
+        task_weights: The task weights of an aggregator, for the steps that reuse them.
+        features: The outputs of the shared modules in the last evaluation, until it is scalarized.
+        checked_features: Whether all losses were seen to reach the shared parameters through these only.
         method_state: Its state across epochs, fits and checkpoints.
         step: The optimizer step under way; ``None`` outside of one.
         coming: The step after it, which collects requests.
@@ -51,6 +56,10 @@ class Kept:
     ignored_by_ddp: tuple[str, ...] = ()
     expected: ExpectedNorms = field(default_factory=ExpectedNorms)
     method: Method = field(default_factory=Method)
+    options: tuple[bool, bool] = (False, False)
+    task_weights: TaskWeights = field(default_factory=TaskWeights)
+    features: list[Tensor] = field(default_factory=list)
+    checked_features: bool = False
     method_state: MethodState = field(default_factory=MethodState)
     step: Step | None = None
     coming: Step = field(default_factory=Step)
@@ -68,4 +77,4 @@ class Kept:
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
         left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook", "prepared", "written"))
-        return {**self.__dict__, **left_out, "coming": Step(), "replaying": False, "tried": (None, ())}
+        return {**self.__dict__, **left_out, "features": [], "coming": Step(), "replaying": False, "tried": (None, ())}

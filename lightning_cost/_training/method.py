@@ -41,11 +41,15 @@ class Method:
     Attributes:
         wrapped: The same.
         aggregates: Whether :meth:`aggregate` combines task gradients.
+        keeps_weights: Whether an aggregator by weights must tell them.
+        takes_features: Whether it changes the gradient of the features, by :meth:`FeatureMethod.change`.
         compares_losses: Whether :meth:`update` is called after each optimizer step.
     """
 
     aggregates = False
     compares_losses = False
+    takes_features = False
+    keeps_weights = False
 
     def __init__(self, wrapped: Any = None) -> None:
         self.wrapped = wrapped
@@ -208,6 +212,8 @@ class AggregatorMethod(Method):
 
     wrapped: Aggregator
     aggregates = True
+    weights: tuple[tuple[str, ...], Tensor] | None = None
+    """The tasks and weights of the last aggregation; ``None`` if it was none by weights."""
 
     @override
     def scalarize(self, losses: Mapping[str, Tensor], names: Sequence[str], ranks: Ranks) -> Scalarization:
@@ -223,27 +229,68 @@ class AggregatorMethod(Method):
         it is called itself, because hooks expect that. Some methods draw random numbers, which differ between the
         processes: the result of rank 0 counts.
         """
-        method, matrix = self.wrapped, gradients.matrix
+        result, weights = self._combined(gradients, gradients.gramian, names)
+        if weights is None:
+            assert result is not None
+            yield from columns(ranks.broadcast_(result), shared)
+            return
+        weights = ranks.broadcast_(weights).to(gradients.matrix)
+        self.weights = gradients.names, weights
+        for piece in columns(gradients.matrix, shared):
+            yield combine(piece, weights)
+
+    def _combined(
+        self, gradients: TaskGradients, gramian: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The aggregation, or else the weights of the rows in it."""
+        method, matrix, self.weights = self.wrapped, gradients.matrix, None
         kept = [names.index(name) for name in gradients.names]
         if len(kept) == 1 < len(names):
             # Nothing to weigh.
-            yield from columns(matrix[0], shared)
-            return
+            return None, matrix.new_ones(1)
         with narrowed(method, kept, len(names)):
-            if (
-                not isinstance(method, GramianWeightedAggregator)
-                or type(method).forward is not WeightedAggregator.forward
-                or any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
-            ):
-                result, weights = check_aggregation(method(matrix), (matrix.shape[1],)), None
-            else:
-                weights = check_aggregation(method.gramian_weighting(gradients.gramian), (len(kept),))
-        if weights is None:
-            yield from columns(ranks.broadcast_(result), shared)
-            return
-        weights = ranks.broadcast_(weights).to(matrix)
-        for piece in columns(matrix, shared):
-            yield combine(piece, weights)
+            if isinstance(method, GramianWeightedAggregator) and not _is_hooked(method):
+                return None, check_aggregation(method.gramian_weighting(gramian), (len(kept),))
+            if self.keeps_weights and isinstance(method, WeightedAggregator) and weighs(method):
+                return None, check_aggregation(method.weighting(matrix), (len(kept),))
+            return check_aggregation(method(matrix), (matrix.shape[1],)), None
+
+
+class FeatureMethod(AggregatorMethod):
+    """An aggregator of the gradients of the features. One backward pass then takes its result to the parameters."""
+
+    aggregates = False
+    takes_features = True
+
+    def change(self, rows: TaskGradients, names: Sequence[str], ranks: Ranks) -> Tensor | None:
+        """What turns the summed gradient of the features into the aggregation.
+
+        The rows of the processes belong to different samples, so their Gramians are summed.
+
+        Args:
+            rows: The gradients of the features of this process, one row for each of ``names``.
+            names: All tasks.
+            ranks: The processes.
+
+        Returns:
+            A vector of the length of a row; ``None`` if a row is not finite.
+        """
+        self.weights = None
+        # The loss of all processes is their mean, so the gradient of a sample has a factor of one over their number.
+        gramian = ranks.mean_(rows.gramian.clone()) / ranks.size
+        if not bool(torch.isfinite(gramian).all()):
+            return None
+        found = [index for index, square in enumerate(gramian.diagonal().tolist()) if square > 0]
+        if not found:
+            return torch.zeros_like(rows.matrix[0])
+        kept = rows.select([names[index] for index in found])
+        result, weights = self._combined(kept, gramian[found][:, found], names)
+        if weights is not None:
+            weights = ranks.broadcast_(weights).to(kept.matrix)
+            self.weights = kept.names, weights
+            result = combine(kept.matrix, weights)
+        assert result is not None
+        return result - rows.matrix.sum(dim=0)
 
 
 def _stacked(losses: Mapping[str, Tensor], ranks: Ranks, names: Sequence[str] | None = None) -> Tensor:
@@ -275,22 +322,45 @@ def write_gradient(pieces: Iterable[Tensor], shared: Sequence[Parameter], loss_s
             parameter.grad.copy_(view)
 
 
-def make_method(wrapped: Any) -> Method:
+def weighs(method: Any) -> bool:
+    """Whether an aggregator combines the rows by weights, and nothing else."""
+    return (
+        isinstance(method, WeightedAggregator)
+        and type(method).forward is WeightedAggregator.forward
+        and not _is_hooked(method)
+    )
+
+
+def _is_hooked(method: WeightedAggregator) -> bool:
+    """Whether the method must be called itself, because somebody waits for the call."""
+    if type(method).forward is not WeightedAggregator.forward:
+        return True
+    return any((*module._forward_hooks, *module._forward_pre_hooks) for module in (method, method.weighting))
+
+
+def make_method(wrapped: Any, of_features: bool = False, keeps_weights: bool = False) -> Method:
     """The class that goes with an ``mtl_method``.
+
+    Args:
+        wrapped: The ``mtl_method``.
+        of_features: Whether an aggregator gets the gradients of the features.
+        keeps_weights: Whether the weights of an aggregator are needed.
 
     Raises:
         MisconfigurationException: If it is no multi-task method.
     """
     kinds: list[tuple[type, type[Method]]] = [
         (type(None), Method),
-        (Aggregator, AggregatorMethod),
+        (Aggregator, FeatureMethod if of_features else AggregatorMethod),
         (FAMO, FamoMethod),
         (DWA, DwaMethod),
         (Scalarizer, ScalarizerMethod),
     ]
     for kind, method in kinds:
         if isinstance(wrapped, kind):
-            return method(wrapped)
+            made = method(wrapped)
+            made.keeps_weights = keeps_weights
+            return made
     raise MisconfigurationException(
         "`mtl_method` must be a torchjd.aggregation.Aggregator, a torchjd.scalarization.Scalarizer or None for the"
         f" mean of the losses; got {wrapped!r}."

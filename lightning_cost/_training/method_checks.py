@@ -199,3 +199,34 @@ def check_aggregation(result: object, shape: tuple[int, ...]) -> Tensor:
             " step. Use another method, or change its options."
         )
     return checked
+
+
+def check_returned_loss(module: Any, loss: Tensor, total: Tensor, loss_scale: float) -> None:
+    """Refuse a loss that is not the scalarization.
+
+    Args:
+        module: The LightningModule.
+        loss: What Lightning differentiates.
+        total: The scalarization of the batch.
+        loss_scale: The factor of a gradient scaler.
+
+    Raises:
+        MisconfigurationException: If somebody has added something.
+    """
+    micro_batches = module.trainer.accumulate_grad_batches
+    returned, expected = loss.detach(), total.detach() / micro_batches * loss_scale
+    if not torch.equal(returned, expected) and bool(torch.isfinite(expected)):
+        raise MisconfigurationException(
+            f"{type(module).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
+            f" ({float(returned) * micro_batches / loss_scale:g} instead of {float(total.detach()):g}). What it"
+            " adds belongs to no task, so no multi-task method can weigh it: add it to the losses that"
+            " `task_losses` returns."
+        )
+
+
+def warn_of_hooks(name: str) -> None:
+    """Say that a hook of a parameter edits gradients that nobody uses."""
+    rank_zero_warn(
+        f"`{name}` has a hook of `register_post_accumulate_grad_hook`. What it does to `.grad` reaches neither the task"
+        " gradients nor their aggregation. Use `register_hook`, or edit the gradients in `on_before_optimizer_step`."
+    )

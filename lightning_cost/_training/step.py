@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -42,6 +42,7 @@ class Step:
 
     Attributes:
         window: Which step it is; ``None`` before its first ``training_step``.
+        weights: The task weights that it reuses; ``None`` if it computes its own.
         wants_gradients: Whether its backward passes compute task gradients, even if the method needs none.
         wants_batches: Whether it records its batches.
         pending: See :class:`PendingLosses`.
@@ -56,6 +57,7 @@ class Step:
     """
 
     window: Window | None = None
+    weights: Mapping[str, float] | None = None
     wants_gradients: bool = False
     wants_batches: bool = False
     pending: PendingLosses | None = None
