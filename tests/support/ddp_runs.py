@@ -231,8 +231,11 @@ class MissingNet(Net):
         losses: dict[str, Tensor | None] = {**super().task_losses(batch, batch_idx)}
         if batch_idx % 2 == 0:
             if not dist.is_initialized():
+                # From the same features: each has one gradient of every task.
+                features = self.features(batch)
                 first_half = {name: value.chunk(2)[0] for name, value in batch.items()}
-                losses["ink"] = super().task_losses(first_half, batch_idx)["ink"] / 2
+                losses = {**self.losses(batch, features)}
+                losses["ink"] = self.losses(first_half, features.chunk(2)[0])["ink"] / 2
             elif dist.get_rank() == 1:
                 losses["ink"] = None
         return losses
