@@ -16,12 +16,13 @@ from lightning_cost.objectives import (
 )
 from lightning_cost.searches import LevelSetSearch, PenaltySearch, Search, SearchContext
 from lightning_cost.surface import Point, Surface
-from lightning_cost.triggers import Majority, Trigger
+from lightning_cost.triggers import DominatedConflict, Majority, Trigger
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConflictAlignment",
+    "DominatedConflict",
     "GradientNorm",
     "LevelSetSearch",
     "Majority",

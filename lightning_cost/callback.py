@@ -35,7 +35,7 @@ from lightning_cost.invariance import Invariance
 from lightning_cost.mixin import MultiTaskMixin
 from lightning_cost.objectives import Objective, SampledSharpness
 from lightning_cost.searches import PenaltySearch, Search
-from lightning_cost.triggers import TRIGGERS, Schedule, Trigger, TriggerName
+from lightning_cost.triggers import TRIGGERS, DominatedConflict, Schedule, Trigger, TriggerName
 
 __all__ = ["SymmetryTeleportCallback"]
 
@@ -140,6 +140,8 @@ class SymmetryTeleportCallback(Callback):
         self._epoch = EpochCounts()
         self._asked: Window | None = None
         self._due = False
+        self._lazy_checks = 0
+        self._all_tasks_every = trigger.all_tasks_every if isinstance(trigger, DominatedConflict) else 1
         self._fit: FitTeleports | None = None
         self._warned = False
 
@@ -285,7 +287,7 @@ class SymmetryTeleportCallback(Callback):
             if type(self).should_check is not SymmetryTeleportCallback.should_check:
                 self._due = self._fit.ranks.decide(self._due)
         if self._due:
-            engine.request(batches=True)
+            engine.request(batches=True, lazily=self._lazy_checks < self._all_tasks_every - 1)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -304,21 +306,29 @@ class SymmetryTeleportCallback(Callback):
         """Check the trigger, and teleport if it fires."""
         assert self._fit is not None
         self._history.disarm()
-        step = Engine(pl_module).step
-        gradients = None if step is None else step.gradients
+        engine = Engine(pl_module)
+        step = engine.step
+        rows = None if step is None else step.collected
         # Without batches, `training_step` returned None for all of them, and there is nothing to step on.
-        if not self._due or step is None or not step.batches or gradients is None:
+        if not self._due or step is None or not step.batches or rows is None or rows.gradients is None:
             return
-        if step.accumulator is None or not all(parameter.requires_grad for parameter in step.accumulator.shared):
+        if not all(parameter.requires_grad for parameter in rows.shared):
             return  # Somebody has frozen parameters between two micro-batches.
         if gradient_scaler(trainer) is not None and not (
-            gradients.is_finite and grads_are_finite(pl_module.parameters())
+            rows.gradients.is_finite and grads_are_finite(pl_module.parameters())
         ):
             return  # The scaler is going to skip this step.
         if self._teleporter.reevaluate:
             self._check_edits(pl_module)
         self._epoch.checks += 1
-        found = gradients.with_gradient
+        if step.accumulator is None:
+            self._lazy_checks += 1
+            if not self._fit.ranks.decide(engine.conflicts()):
+                return
+            engine.expand()
+        self._lazy_checks = 0
+        assert step.gradients is not None
+        found = step.gradients.with_gradient
         known = fill_in(self.reports, found, trainer.global_step)
         if known is not None:
             self._epoch.count_after(known)
@@ -340,6 +350,7 @@ class SymmetryTeleportCallback(Callback):
         return {
             "reports": without_traces(self.reports),
             "epoch": asdict(self._epoch),
+            "lazy_checks": self._lazy_checks,
             "teleports_left": self._repeats.teleports_left,
             "generator": self._generator.get_state(),
         }
@@ -349,6 +360,7 @@ class SymmetryTeleportCallback(Callback):
         """Continue where :meth:`state_dict` was taken."""
         self.reports = [TeleportReport(**report) for report in state_dict["reports"]]
         self._epoch = EpochCounts(**state_dict["epoch"])
+        self._lazy_checks = state_dict["lazy_checks"]
         self._repeats.teleports_left = state_dict["teleports_left"]
         self._generator.set_state(state_dict["generator"].cpu())
 

@@ -208,7 +208,7 @@ class MultiTaskMixin(LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the ordinary backward pass, and compute and aggregate the task gradients if the step needs them."""
         ordinary = super().backward
-        Engine(self).backward(loss, lambda: ordinary(loss, *args, **kwargs))
+        Engine(self).backward(loss, lambda **options: ordinary(loss, *args, **{**kwargs, **options}))
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -10,7 +10,16 @@ from typing import Literal, TypeAlias
 from lightning_cost._arguments import check_instance, check_integer, check_share
 from lightning_cost.gradients import TaskGradients
 
-__all__ = ["TRIGGERS", "Majority", "Schedule", "Trigger", "any_conflict", "dominated_conflict", "weak_conflict"]
+__all__ = [
+    "TRIGGERS",
+    "DominatedConflict",
+    "Majority",
+    "Schedule",
+    "Trigger",
+    "any_conflict",
+    "dominated_conflict",
+    "weak_conflict",
+]
 
 Trigger: TypeAlias = Callable[[TaskGradients], bool]
 """Decides from the task gradients whether to teleport. It gets the tasks that have a gradient, two or more."""
@@ -28,6 +37,35 @@ def dominated_conflict(gradients: TaskGradients) -> bool:
     """
     _check_gradients(gradients)
     return bool(gradients.cosines[gradients.norms.argmin()] < 0)
+
+
+@dataclass(frozen=True)
+class DominatedConflict:
+    r""":func:`dominated_conflict` (Eq. 3), checked *lazily*: at one backward pass, however many tasks there are.
+
+    Eq. 3 asks about the task with the smallest gradient and the mean only. A check differentiates the task that is
+    expected to have the smallest gradient, by its loss and by what its gradient was last. The mean comes with the
+    ordinary backward pass if the losses are not weighted, and else by one more. If the task conflicts, all tasks are
+    differentiated, and they decide. A conflict is overlooked only where another task has become the one with the
+    smallest gradient.
+
+    With an aggregator, which needs all task gradients in any case, and with two tasks, every check looks at all.
+
+    Args:
+        all_tasks_every: At least every so many checks look at all tasks. 1 makes every check exact.
+
+    Example:
+        >>> callback = SymmetryTeleportCallback(trigger=DominatedConflict(all_tasks_every=50))  # doctest: +SKIP
+    """
+
+    all_tasks_every: int = 50
+
+    def __post_init__(self) -> None:
+        check_integer("all_tasks_every", self.all_tasks_every, 1)
+
+    def __call__(self, gradients: TaskGradients) -> bool:
+        """Whether the task with the smallest gradient conflicts with the mean."""
+        return dominated_conflict(gradients)
 
 
 @dataclass(frozen=True)

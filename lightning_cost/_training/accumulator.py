@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ class ExpectedNorms:
         for name, norm in zip(gradients.names, gradients.norms.tolist(), strict=True):
             if losses.get(name, 0.0) != 0:
                 self.rates[name] = norm / abs(losses[name])
+
+    def smallest(self, losses: Mapping[str, float]) -> str | None:
+        """The task that is expected to have the smallest gradient; ``None`` if too little is known.
+
+        Args:
+            losses: The losses by task. A task with a loss of zero has no gradient.
+        """
+        norms = {name: self.rates.get(name, math.nan) * abs(loss) for name, loss in losses.items() if loss != 0}
+        if len(norms) < 3 or not all(0 < norm < math.inf for norm in norms.values()):
+            return None
+        return min(norms, key=lambda name: norms[name])
 
     def largest(self, names: Sequence[str], losses: Sequence[float]) -> int | None:
         """The index of the task that is expected to have the largest gradient; ``None`` if nothing is known."""
@@ -203,6 +214,49 @@ class Accumulator:
             names = [name for name, flag in zip(self._names, filled, strict=True) if flag]
             self.gradients = self.gradients.select(names) if names else None
         return self.gradients
+
+    def complete_from(
+        self,
+        batches: Iterable[Mapping[str, Tensor]],
+        share: float,
+        values: Mapping[str, float],
+        known: Mapping[str, Tensor],
+        left: str,
+    ) -> Accumulator:
+        """Complete the rows of a step whose ``.grad`` is there already.
+
+        Args:
+            batches: The losses of each micro-batch, with a graph.
+            share: Factor of a micro-batch.
+            values: The losses of all tasks in the first micro-batch.
+            known: Rows that are known. Averaged already, if there are several processes.
+            left: The task whose known row is the sum of all other rows but the other known ones.
+        """
+        self._begin(values, None)
+        for losses in batches:
+            missing = {name: loss for name, loss in losses.items() if name not in known}
+            self.add(missing, None, share, lambda: None, values)
+        assert self._matrix is not None
+        absent = [name for name in self._names if name not in self._filled | known.keys()]
+        ranks, filled = self._numerics.ranks, [name in self._filled for name in self._names]
+        for row, there in zip(self._matrix, filled, strict=True):
+            if not there:
+                row.zero_()
+        if ranks.size > 1:
+            filled = self._average(filled, self._numerics.sent_dtype)
+            absent = [n for n, there in zip(self._names, filled, strict=True) if not there and n not in known]
+        others = [index for index, name in enumerate(self._names) if name not in known]
+        for name, row in known.items():
+            self._matrix[self._names.index(name)].copy_(row)
+        row = self._matrix[self._names.index(left)]
+        for index in others:
+            row.sub_(self._matrix[index])
+        self.gradients = TaskGradients(self._names, self._matrix)
+        self._silence_rounding(left, torch.finfo(self._matrix.dtype).eps)
+        if absent:
+            self.gradients = self.gradients.select([name for name in self._names if name not in absent])
+        self.whole = True
+        return self
 
     def _begin(self, values: Mapping[str, float], weight: float | None) -> None:
         self._names = tuple(values)

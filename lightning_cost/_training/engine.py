@@ -19,29 +19,24 @@ from lightning_cost._lightning.checks import (
     gradient_scaler,
 )
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._training.accumulator import Accumulator
+from lightning_cost._training.differentiator import Differentiator
 from lightning_cost._training.evaluate import check_finite, check_has_graph, values_of
-from lightning_cost._training.evaluator import Evaluator
-from lightning_cost._training.grads import GradMark
-from lightning_cost._training.method import AggregatorMethod, write_gradient
 from lightning_cost._training.method_checks import (
     check_assigned,
     check_method,
-    check_returned_loss,
     named_errors,
-    warn_of_hooks,
 )
 from lightning_cost._training.method_state import changed_without_backward, snapshot
 from lightning_cost._training.options import check_options
 from lightning_cost._training.reused import TaskWeights
-from lightning_cost._training.shared import check_parameters, name_of, trained_parameters
+from lightning_cost._training.shared import check_parameters, name_of
 from lightning_cost._training.step import PendingLosses, Step, Window
 from lightning_cost.gradients import TaskGradients
 
 __all__: list[str] = []
 
 
-class Engine(Evaluator):
+class Engine(Differentiator):
     """Trains one module. :class:`~lightning_cost.mixin.MultiTaskMixin` makes one wherever Lightning calls a hook.
 
     Args:
@@ -64,17 +59,19 @@ class Engine(Evaluator):
         """The task gradients of the step under way, or else of the last one; ``None`` if it did not need them."""
         return self._kept.gradients if self._kept.step is None else self._kept.step.gradients
 
-    def request(self, batches: bool = False) -> None:
+    def request(self, batches: bool = False, lazily: bool = False) -> None:
         """Compute task gradients in the optimizer step that the current or the next training batch belongs to.
 
         Args:
             batches: Whether to record its batches as well.
+            lazily: Whether the task with the smallest gradient and the mean are enough. See :meth:`conflicts`.
         """
         allow_repeated_backward()
         step = self._kept.step
         if step is None or self._trainer is None or step.window != self.window:
             step = self._kept.coming
-        step.wants_gradients = True
+        step.wants_gradients |= not lazily
+        step.wants_pair |= lazily
         step.wants_batches |= batches
 
     def start_fit(self) -> None:
@@ -136,19 +133,19 @@ class Engine(Evaluator):
             step.pending = PendingLosses(losses, scalarization, record)
         return losses, scalarization.total
 
-    def backward(self, loss: Tensor, backward: Callable[[], None]) -> None:
+    def backward(self, loss: Tensor, backward: Callable[..., None]) -> None:
         """Run the ordinary backward pass of a micro-batch, and differentiate the tasks if anybody needs it.
 
         Args:
             loss: What Lightning differentiates.
-            backward: Runs the ordinary backward pass.
+            backward: Runs the ordinary backward pass, with further options.
         """
         step = self._kept.step
         pending = None if step is None else step.pending
         if step is not None:
             step.pending = None
         wanted = self._kept.coming.wants_gradients if step is None else step.wants_gradients
-        if not (wanted or self._aggregates(step)):
+        if not (wanted or self._aggregates(step) or (step is not None and step.wants_pair)):
             backward()
         elif step is None or pending is None:
             raise MisconfigurationException(
@@ -178,6 +175,10 @@ class Engine(Evaluator):
             self._kept.comparison = (step.batches, before) if self.comparable(step, before, moved) else None
         if gradients is not None:
             self._kept.matrix = gradients.matrix
+        if step.pair is not None and step.pair.accumulator.gradients is not None:
+            self._kept.pair_matrix = step.pair.accumulator.gradients.matrix
+            if gradients is None and step.pair.accumulator.gradients.is_finite:
+                self._kept.expected.rates |= step.pair.rate()
         self._kept.gradients, self._kept.step = gradients, None
 
     def move_to(self, gradients: TaskGradients | None, losses: Tensor) -> Tensor | None:
@@ -279,88 +280,6 @@ class Engine(Evaluator):
         self._kept.method_state.enter_epoch(trainer.current_epoch, method.end_epoch)
         step.wants_batches |= method.compares_losses
         return step
-
-    def _differentiate(self, step: Step, loss: Tensor, pending: PendingLosses, backward: Callable[[], None]) -> None:
-        module, trainer = self._module, self._module.trainer
-        check_strategy(trainer)
-        check_unscaling(trainer)
-        numerics = self.numerics
-        check_returned_loss(module, loss, pending.scalarization.total, numerics.loss_scale)
-        if step.accumulator is None:
-            shared, whole = trained_parameters(module)
-            if not shared:
-                # All that the tasks share is frozen for now.
-                backward()
-                return
-            step.accumulator = Accumulator(shared, self._kept.expected, numerics, self._kept.matrix, strict=whole)
-        accumulator, losses = step.accumulator, pending.by_task
-        values = self.across_ranks(losses, accumulator)
-        # A communication hook may compress `.grad` on its way. Then the other rows do not sum up to it.
-        hooked = next((p for p in accumulator.shared if getattr(p, "_post_accumulate_grad_hooks", None)), None)
-        if hooked is not None and not self._kept.warned_of_hooks:
-            self._kept.warned_of_hooks = True
-            warn_of_hooks(name_of(module, hooked))
-        exact = hooked is None and not getattr(trainer.strategy.model, "_comm_hooks", ())
-        accumulator.add(
-            losses,
-            pending.scalarization.weight if exact else None,
-            1 / trainer.accumulate_grad_batches,
-            backward,
-            values,
-        )
-        step.global_step = trainer.global_step
-        ready = trainer.fit_loop.batch_idx + 1
-        is_last = trainer.is_last_batch or ready == trainer.num_training_batches
-        if is_last or ready % trainer.accumulate_grad_batches == 0:
-            self._complete(step, accumulator)
-        else:
-            accumulator.settle()
-
-    def _complete(self, step: Step, accumulator: Accumulator) -> None:
-        gradients = accumulator.complete()
-        if gradients is None:
-            return
-        scaled = gradient_scaler(self._module.trainer) is not None
-        if gradients.is_finite:
-            # Before anybody else sees `.grad`: an edit of it then holds for the aggregation.
-            self._aggregate(step, gradients, self.numerics.loss_scale)
-        elif scaled:
-            # The scaler looks at `.grad` only. If a row is not finite, this makes the scaler skip the step.
-            trace = gradients.gramian.sum() * 0
-            for parameter in accumulator.shared:
-                if parameter.grad is not None and not parameter.grad.is_sparse:
-                    parameter.grad.add_(trace)
-                    break
-        else:
-            check_finite(dict(zip(gradients.names, gradients.norms.tolist(), strict=True)), "The gradient")
-        if step.wants_batches:
-            step.mark = GradMark(self._module.parameters())
-
-    def _aggregates(self, step: Step | None) -> bool:
-        """Whether a step combines task gradients of the parameters."""
-        return self.method.aggregates and (step is None or step.weights is None)
-
-    def _note_weights(self, step: Step) -> None:
-        """Keep the weights of a step that is over for the next ones, or count that it has reused some."""
-        method, kept = self.method, self._kept.task_weights
-        if step.weights is not None:
-            kept.age += 1
-        elif method.keeps_weights and isinstance(method, AggregatorMethod) and method.weights is not None:
-            kept.renew(*method.weights)
-            method.weights = None
-
-    def _aggregate(self, step: Step, gradients: TaskGradients, loss_scale: float = 1.0) -> None:
-        """Write the aggregation of the task gradients into ``.grad`` of the shared parameters."""
-        module, method, found = self._module, self.method, gradients.with_gradient
-        if step.aggregated or not self._aggregates(step) or not found.names:
-            return
-        assert step.accumulator is not None
-        shared = step.accumulator.shared
-        if step.wants_batches:
-            step.method_before = snapshot(method.wrapped)
-        with named_errors(method.wrapped, module.trainer.global_step):
-            write_gradient(method.aggregate(found, self.names, shared, Ranks.of(module)), shared, loss_scale)
-        step.aggregated = True
 
     def edited_parameter(self) -> str | None:
         """The name of a parameter whose ``.grad`` somebody has edited since backward; ``None`` if there is none.

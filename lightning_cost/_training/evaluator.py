@@ -14,7 +14,6 @@ from torch import Tensor
 from lightning_cost._lightning.checks import gradient_scaler, loss_scale_of
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._lightning.recording import RecordedBatch, Scene, preserved
-from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import (
     Numerics,
     Scalarization,
@@ -181,17 +180,12 @@ class Evaluator:
         waited = [p for name, p in module.named_parameters() if p.requires_grad and name not in ignored]
         return torch.stack([parameter.reshape(-1)[:1].sum().float() for parameter in waited]).sum() * 0
 
-    def across_ranks(self, losses: dict[str, Tensor], accumulator: Accumulator) -> dict[str, float]:
-        """The losses of all tasks, averaged over the processes.
-
-        If somebody has edited ``.grad`` on one process, the accumulator stops to subtract on all.
-        """
+    def across_ranks(self, losses: dict[str, Tensor], edited: bool) -> tuple[dict[str, float], bool]:
+        """The losses of all tasks, averaged over the processes, and whether somebody has edited ``.grad`` on one."""
         ranks = self.numerics.ranks
         mine = values_of(losses, self.names).to(ranks.device)
-        *values, edited = ranks.mean_(torch.cat([mine, mine.new_tensor([float(accumulator.edited)])])).tolist()
-        if edited:
-            accumulator.stop_subtracting()
-        return dict(zip(self.names, values, strict=True))
+        *values, share = ranks.mean_(torch.cat([mine, mine.new_tensor([float(edited)])])).tolist()
+        return dict(zip(self.names, values, strict=True)), share > 0
 
     def comparable(self, step: Step, before: Tensor, moved: bool) -> bool:
         """Whether the losses of a step can be compared with those after it.

@@ -45,6 +45,7 @@ class Kept:
         clones_batches: Whether recorded batches get tensors of their own, since ``task_losses`` changes them in place.
         written: Frozen parameters that ``task_losses`` writes; ``None`` before it was looked at.
         matrix: A matrix of task gradients whose memory the next step may reuse.
+        pair_matrix: The same for a step with a pair.
         hook: The hook in the optimizer.
         prepared: The method that is ready for this fit.
         tried: The method and the tasks that were last found to fit together.
@@ -69,6 +70,7 @@ class Kept:
     clones_batches: bool = False
     written: set[Parameter] | None = None
     matrix: Tensor | None = None
+    pair_matrix: Tensor | None = None
     hook: RemovableHandle | None = None
     prepared: Method | None = None
     tried: tuple[Any, tuple[str, ...]] = (None, ())
@@ -76,5 +78,7 @@ class Kept:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
-        left_out = dict.fromkeys(("step", "gradients", "comparison", "matrix", "hook", "prepared", "written"))
+        left_out = dict.fromkeys(
+            ("step", "gradients", "comparison", "matrix", "pair_matrix", "hook", "prepared", "written")
+        )
         return {**self.__dict__, **left_out, "features": [], "coming": Step(), "replaying": False, "tried": (None, ())}

@@ -13,6 +13,7 @@ from lightning_cost._lightning.state import ModuleState
 from lightning_cost._training.accumulator import Accumulator
 from lightning_cost._training.evaluate import Scalarization, mean_losses, values_of
 from lightning_cost._training.grads import GradMark
+from lightning_cost._training.pair import TaskPair
 from lightning_cost.gradients import TaskGradients
 
 __all__: list[str] = []
@@ -48,6 +49,10 @@ class Step:
         pending: See :class:`PendingLosses`.
         batches: The recorded batches that were differentiated.
         accumulator: Collects the task gradients; ``None`` if nobody needs them.
+        wants_pair: Whether the task with the smallest gradient and the mean are enough.
+        pair: Collects these two; ``None`` if all rows are collected from the start.
+        graphs: Losses with a graph that was kept, in case all rows are needed after all.
+        added: Number of micro-batches that were differentiated.
         method_before: What the method remembered before it aggregated these gradients.
         aggregated: Whether ``.grad`` of the shared parameters holds the aggregation.
         mark: What ``.grad`` was when the last backward pass had ended.
@@ -63,12 +68,21 @@ class Step:
     pending: PendingLosses | None = None
     batches: list[RecordedBatch] = field(default_factory=list)
     accumulator: Accumulator | None = None
+    wants_pair: bool = False
+    pair: TaskPair | None = None
+    graphs: dict[str, Tensor] | None = None
+    added: int = 0
     method_before: ModuleState | None = None
     aggregated: bool = False
     mark: GradMark | None = None
     has_moved: bool = False
     moved: tuple[TaskGradients, dict[str, float]] | None = None
     global_step: int | None = None
+
+    @property
+    def collected(self) -> Accumulator | None:
+        """What collects rows in this step."""
+        return self.accumulator if self.pair is None else self.pair.accumulator
 
     @property
     def gradients(self) -> TaskGradients | None:

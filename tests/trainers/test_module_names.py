@@ -19,6 +19,8 @@ TAKEN = {
     "shared_module",
     "mtl_method",
     "reduce_dtype",
+    "task_gradients_of",
+    "weights_every",
     "task_losses",
     "task_gradients",
     "request_task_gradients",
