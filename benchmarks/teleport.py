@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.step import Images, Mixin, quiet
+from benchmarks.networks import NETWORKS
+from benchmarks.step import Mixin, quiet
 from lightning_cost import (
     ConflictAlignment,
     GradientNorm,
@@ -239,10 +240,10 @@ def train(seed: int) -> Iterator[tuple[DigitsModel, Surface, Point, Any, list[Su
 def resnet_cost(num_steps: int) -> str:
     """A line with the cost of the default teleport on ResNet-18 with three tasks."""
     torch.manual_seed(0)
-    model, rows, clock = Mixin(num_tasks=3), [], Clock()
-    model.mtl_method = None
+    network, rows, clock = NETWORKS["resnet18"], [], Clock()
+    model, batch = Mixin(network, num_tasks=3), network.batch()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    for batch in Images(num_steps):
+    for _ in range(num_steps):
         surface = surface_of(model, batch)
         start = surface.point()
         clock.measure(model, surface, batch, start, repetitions=2)

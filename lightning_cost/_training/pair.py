@@ -14,6 +14,8 @@ from lightning_cost._training.evaluate import Numerics
 __all__: list[str] = []
 
 _OTHERS = "the other tasks"
+# Of a cosine that comes from products of long rows in single precision.
+_ROUNDING = 1e-4
 
 
 class TaskPair:
@@ -63,8 +65,10 @@ class TaskPair:
         """Whether the task may conflict with the mean: all rows must then be looked at."""
         gradients = self.accumulator.gradients
         assert gradients is not None
-        # Without a gradient, another task is the one with the smallest.
-        return not bool(gradients.cosines[0] > 0)
+        own, product, others = gradients.gramian.double().flatten()[[0, 1, 3]].tolist()
+        sum_norm = max(own + 2 * product + others, 0.0) ** 0.5
+        # A product this small may be rounding. Without a gradient, another task is the one with the smallest.
+        return not own + product > _ROUNDING * own**0.5 * sum_norm
 
     def rate(self) -> dict[str, float]:
         """The norm of the task's gradient over its loss, by task."""
