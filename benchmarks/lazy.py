@@ -87,7 +87,7 @@ def follow(problem_name: str, seed: int, teleports: bool, policies: Sequence[Pol
     callbacks: list[L.Callback] = [Follow(policies)]
     if teleports:
         callbacks.append(SymmetryTeleportCallback(start_epoch=0))
-    trainer = bare_trainer(max_epochs=problem.epochs, callbacks=callbacks, limit_val_batches=0)
+    trainer = bare_trainer(max_epochs=problem.epochs, callbacks=callbacks)
     trainer.fit(model, data)
 
 
