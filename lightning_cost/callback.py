@@ -318,8 +318,7 @@ class SymmetryTeleportCallback(Callback):
             rows.gradients.is_finite and grads_are_finite(pl_module.parameters())
         ):
             return  # The scaler is going to skip this step.
-        if self._teleporter.reevaluate:
-            self._check_edits(pl_module)
+        self._check_edits(pl_module, by_norm=False)
         self._epoch.checks += 1
         if step.accumulator is None:
             self._lazy_checks += 1
@@ -335,6 +334,7 @@ class SymmetryTeleportCallback(Callback):
         # A single task conflicts with none.
         if len(found.names) < 2 or not self._fit.ranks.decide(as_bool("trigger", self.trigger(found))):
             return
+        self._check_edits(pl_module, by_norm=True)
         self._epoch.conflicts += 1
         self._epoch.tried += 1
         self._epoch.count(self._fit.teleport(trainer, self.reports))
@@ -369,8 +369,8 @@ class SymmetryTeleportCallback(Callback):
         code = getattr(type(self).should_check, "__code__", None)
         return code is None or not {"should_check", "schedule"}.isdisjoint(code.co_names)
 
-    def _check_edits(self, module: LightningModule) -> None:
-        edited = Engine(module).edited_parameter()
+    def _check_edits(self, module: LightningModule, by_norm: bool) -> None:
+        edited = Engine(module).edited_parameter(by_norm) if self._teleporter.reevaluate else None
         if edited is not None:
             raise MisconfigurationException(
                 f"`.grad` of `{edited}` was edited after the backward pass, and before {type(self).__name__} looks at"

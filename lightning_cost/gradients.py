@@ -14,6 +14,8 @@ from lightning_cost._vectors import combine
 __all__ = ["TaskGradients"]
 
 _PIECE = 2**16
+# Of a product of long rows in single precision, relative to their norms.
+_ROUNDING = 1e-4
 
 
 class TaskGradients:
@@ -67,6 +69,11 @@ class TaskGradients:
         return gramian
 
     @cached_property
+    def gramian_on_host(self) -> Tensor:
+        """:attr:`gramian` on the CPU. All that the library asks of a step comes from this one read of the device."""
+        return self.gramian.cpu()
+
+    @cached_property
     def norms(self) -> Tensor:
         r"""Euclidean norms :math:`\|g_i\|`, shape :math:`(K,)`."""
         return self.gramian.diagonal().clamp_min(0).sqrt()
@@ -110,7 +117,7 @@ class TaskGradients:
     @cached_property
     def is_finite(self) -> bool:
         """Whether the gradients of all tasks are finite."""
-        return bool(torch.isfinite(self.gramian).all())
+        return bool(torch.isfinite(self.gramian_on_host).all())
 
     def select(self, names: Sequence[str]) -> TaskGradients:
         """The gradients of some of the tasks; the object itself if these are all of them, in their order."""
@@ -127,7 +134,21 @@ class TaskGradients:
 
         Triggers get these tasks only, and aggregators combine these only. It may hold no task at all.
         """
-        return self.select([name for name, norm in zip(self.names, self.norms.tolist(), strict=True) if norm != 0])
+        squares = self.gramian_on_host.diagonal().tolist()
+        return self.select([name for name, square in zip(self.names, squares, strict=True) if not square <= 0])
+
+    @cached_property
+    def conflicts(self) -> tuple[bool, ...]:
+        r"""Whether each task conflicts with the mean: :math:`\cos \phi_{i0} < 0` (Definition 1).
+
+        The Gramian decides this where its rounding cannot. Only then :attr:`cosines` has to be computed.
+        """
+        gramian = self.gramian_on_host.double()
+        norms = gramian.diagonal().clamp_min(0).sqrt()
+        products, scales = gramian.sum(dim=1), norms * norms.sum()
+        if bool((products.abs() > _ROUNDING * scales).logical_or(norms == 0).all()):
+            return tuple((products < 0).tolist())
+        return tuple((self.cosines < 0).tolist())
 
     def clone(self) -> TaskGradients:
         """A copy that later steps do not overwrite."""

@@ -36,7 +36,7 @@ def dominated_conflict(gradients: TaskGradients) -> bool:
         True
     """
     _check_gradients(gradients)
-    return bool(gradients.cosines[gradients.norms.argmin()] < 0)
+    return gradients.conflicts[int(gradients.gramian_on_host.diagonal().argmin())]
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Majority:
         _check_gradients(gradients)
         # Without the guard, ceil(0.28 * 25) would be 8: the product rounds to just above 7.
         needed = max(1, math.ceil(self.share * len(gradients.names) - 1e-9))
-        return int((gradients.cosines < 0).sum()) >= needed
+        return sum(gradients.conflicts) >= needed
 
 
 def any_conflict(gradients: TaskGradients) -> bool:
     r"""Whether any task conflicts with the mean: dominated conflict of Definition 1 for some :math:`i`."""
     _check_gradients(gradients)
-    return bool((gradients.cosines < 0).any())
+    return any(gradients.conflicts)
 
 
 def weak_conflict(gradients: TaskGradients) -> bool:

@@ -34,7 +34,8 @@ class ExpectedNorms:
 
     def learn(self, gradients: TaskGradients, losses: Mapping[str, float]) -> None:
         """Note the norms of task gradients, and the losses that they belong to."""
-        for name, norm in zip(gradients.names, gradients.norms.tolist(), strict=True):
+        norms = gradients.gramian_on_host.diagonal().clamp_min(0).sqrt().tolist()
+        for name, norm in zip(gradients.names, norms, strict=True):
             if losses.get(name, 0.0) != 0:
                 self.rates[name] = norm / abs(losses[name])
 
@@ -322,7 +323,8 @@ class Accumulator:
         """Set a row to zero that is no larger than the rounding of the subtraction: its direction is noise."""
         assert self._matrix is not None
         assert self.gradients is not None
-        norms, index = self.gradients.norms, self._names.index(name)
+        norms = self.gradients.gramian_on_host.diagonal().clamp_min(0).sqrt()
+        index = self._names.index(name)
         if norms[index] <= 4 * len(norms) * eps * norms.max():
             self._matrix[index].zero_()
             self.gradients = TaskGradients(self._names, self._matrix)

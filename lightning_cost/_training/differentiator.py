@@ -16,7 +16,7 @@ from lightning_cost._training.evaluate import check_finite
 from lightning_cost._training.evaluator import Evaluator
 from lightning_cost._training.grads import GradMark
 from lightning_cost._training.method import AggregatorMethod, write_gradient
-from lightning_cost._training.method_checks import check_returned_loss, named_errors, warn_of_hooks
+from lightning_cost._training.method_checks import has_changed, named_errors, refuse_changed_loss, warn_of_hooks
 from lightning_cost._training.method_state import snapshot
 from lightning_cost._training.pair import TaskPair
 from lightning_cost._training.shared import name_of, trained_parameters
@@ -34,14 +34,18 @@ class Differentiator(Evaluator):
         check_strategy(trainer)
         check_unscaling(trainer)
         numerics = self.numerics
-        check_returned_loss(module, loss, pending.scalarization.total, numerics.loss_scale)
         losses, collected = pending.by_task, step.collected
         shared, whole = trained_parameters(module) if collected is None else (collected.shared, True)
         if not shared:
             # All that the tasks share is frozen for now.
             backward()
             return
-        values, edited = self.across_ranks(losses, collected is not None and collected.edited)
+        total, share = pending.scalarization.total, 1 / trainer.accumulate_grad_batches
+        changed = has_changed(loss, total, trainer.accumulate_grad_batches, numerics.loss_scale)
+        values, edited, is_changed = self.across_ranks(losses, collected is not None and collected.edited, changed)
+        self.look_at_losses()
+        if is_changed:
+            refuse_changed_loss(module, loss, total, share * numerics.loss_scale)
         if collected is None:
             collected = self._collect(step, shared, whole, values)
         elif edited:
@@ -61,7 +65,7 @@ class Differentiator(Evaluator):
         step.added += 1
         adds = collected.add if step.pair is None else step.pair.add
         weight = pending.scalarization.weight if exact else None
-        adds(losses, weight, 1 / trainer.accumulate_grad_batches, backward, values)
+        adds(losses, weight, share, backward, values)
         step.global_step = trainer.global_step
         if not ends:
             collected.settle()

@@ -20,7 +20,8 @@ from lightning_cost._lightning.checks import (
 )
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._training.differentiator import Differentiator
-from lightning_cost._training.evaluate import check_finite, check_has_graph, values_of
+from lightning_cost._training.evaluate import check_has_graph
+from lightning_cost._training.late import LateCheck, waits_for
 from lightning_cost._training.method_checks import (
     check_assigned,
     check_method,
@@ -83,7 +84,7 @@ class Engine(Differentiator):
         module = self._module
         # An earlier fit may have ended in the middle of a step.
         self._kept.step, self._kept.coming, self._kept.gradients = None, Step(), None
-        self._kept.comparison, self._kept.comparisons = None, 0
+        self._kept.comparison, self._kept.comparisons, self._kept.late = None, 0, None
         self._kept.clones_batches, self._kept.written, self._kept.checked_features = False, None, False
         check_assigned(module)
         check_options(module)
@@ -92,6 +93,9 @@ class Engine(Differentiator):
 
     def end_fit(self) -> None:
         """Leave the optimizer as it was, and hold no batches."""
+        if self._trainer is not None and not self._trainer.interrupted:
+            self.look_at_losses()
+        self._kept.late = None
         if self._kept.step is not None:
             # The rows of a window that was not finished are lost. The module may be on another device by now.
             accumulator = self._kept.step.accumulator
@@ -105,6 +109,7 @@ class Engine(Differentiator):
         Returns:
             The losses by task, without those that are missing, and their scalarization; ``None`` if all are missing.
         """
+        self.look_at_losses()
         trainer = self._trainer
         # A validation step may call `training_step`, in the middle of a window of micro-batches.
         training = trainer is not None and trainer.training
@@ -117,8 +122,10 @@ class Engine(Differentiator):
         validating = trainer is not None and not training
         # A gradient scaler expects losses that overflow, and skips the step. The method must not remember them.
         scaled = trainer is not None and gradient_scaler(trainer) is not None
-        if losses and not scaled and not bool(torch.isfinite(values_of(losses)).all()):
-            check_finite({name: float(loss.detach()) for name, loss in losses.items()}, "The loss")
+        if losses and not scaled:
+            self._kept.late = LateCheck(losses, self._global_step)
+            if not training or self.method.remembers_losses or not waits_for(losses):
+                self.look_at_losses()
         if not losses and ranks.size == 1:
             return losses, None
         before = snapshot(self.method.wrapped) if validating or scaled else None
@@ -221,6 +228,7 @@ class Engine(Differentiator):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs for a resumed run to do, and to round, what an uninterrupted one does."""
+        self.look_at_losses()
         return {
             "names": list(self._kept.names),
             "rates": dict(self._kept.expected.rates),
@@ -281,15 +289,18 @@ class Engine(Differentiator):
         step.wants_batches |= method.compares_losses
         return step
 
-    def edited_parameter(self) -> str | None:
+    def edited_parameter(self, by_norm: bool) -> str | None:
         """The name of a parameter whose ``.grad`` somebody has edited since backward; ``None`` if there is none.
 
         Call it when a gradient scaler has unscaled ``.grad``.
+
+        Args:
+            by_norm: Whether to notice also what was written through ``.data``.
         """
         step = self._kept.step
         if step is None or step.mark is None:
             return None
-        edited = step.mark.edited(1 / self.numerics.loss_scale)
+        edited = step.mark.edited(1 / self.numerics.loss_scale, by_norm)
         return None if edited is None else name_of(self._module, edited)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

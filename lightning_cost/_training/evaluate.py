@@ -186,19 +186,21 @@ def grads_are_finite(parameters: Iterable[Parameter]) -> bool:
     return math.isfinite(norm_of([grad.coalesce().values() if grad.is_sparse else grad for grad in grads]))
 
 
-def check_finite(values: Mapping[str, float], what: str) -> None:
+def check_finite(values: Mapping[str, float], what: str, is_over: bool = False) -> None:
     """Refuse figures of tasks that are NaN or infinite.
 
     Args:
         values: One figure per task.
         what: What the figures are, for the message.
+        is_over: Whether the optimizer step has been taken.
 
     Raises:
         ValueError: If one is not finite.
     """
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
+        state = "hold the result of that step" if is_over else "are as they were before this step"
         raise ValueError(
-            f"{what} of task {', '.join(map(repr, bad))} is not finite: {bad}. The parameters are as they were before"
-            " this step; look at the batch, the learning rate and the numerical range of that loss."
+            f"{what} of task {', '.join(map(repr, bad))} is not finite: {bad}. The parameters {state}; look at the"
+            " batch, the learning rate and the numerical range of that loss."
         )

@@ -180,12 +180,38 @@ class Evaluator:
         waited = [p for name, p in module.named_parameters() if p.requires_grad and name not in ignored]
         return torch.stack([parameter.reshape(-1)[:1].sum().float() for parameter in waited]).sum() * 0
 
-    def across_ranks(self, losses: dict[str, Tensor], edited: bool) -> tuple[dict[str, float], bool]:
-        """The losses of all tasks, averaged over the processes, and whether somebody has edited ``.grad`` on one."""
+    def look_at_losses(self) -> None:
+        """Refuse the last losses if they are not finite and nobody has looked at them yet.
+
+        Raises:
+            ValueError: If one is not finite.
+        """
+        late, self._kept.late = self._kept.late, None
+        if late is not None:
+            late.finish(self._global_step)
+
+    @property
+    def _global_step(self) -> int:
+        return 0 if self._trainer is None else self._trainer.global_step
+
+    def across_ranks(
+        self, losses: dict[str, Tensor], edited: bool, changed: Tensor
+    ) -> tuple[dict[str, float], bool, bool]:
+        """What all processes must know before they differentiate, by one read of the device.
+
+        Args:
+            losses: The losses of this process.
+            edited: Whether somebody has edited ``.grad``.
+            changed: Whether somebody has changed the loss that Lightning differentiates, a scalar.
+
+        Returns:
+            The losses of all tasks, averaged over the processes, and whether one of them says yes to the two questions.
+        """
         ranks = self.numerics.ranks
         mine = values_of(losses, self.names).to(ranks.device)
-        *values, share = ranks.mean_(torch.cat([mine, mine.new_tensor([float(edited)])])).tolist()
-        return dict(zip(self.names, values, strict=True)), share > 0
+        flags = torch.stack([mine.new_tensor(float(edited)), changed.to(mine)])
+        *values, edits, changes = ranks.mean_(torch.cat([mine, flags])).tolist()
+        return dict(zip(self.names, values, strict=True)), edits > 0, changes > 0
 
     def comparable(self, step: Step, before: Tensor, moved: bool) -> bool:
         """Whether the losses of a step can be compared with those after it.

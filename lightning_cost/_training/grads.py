@@ -25,15 +25,18 @@ class GradMark:
         self._grads = [(parameter, grad, _version(grad)) for parameter, grad in pairs]
         self._norms = _norms([grad for _, grad in pairs])
 
-    def edited(self, factor: float = 1.0) -> Parameter | None:
+    def edited(self, factor: float = 1.0, by_norm: bool = True) -> Parameter | None:
         """A parameter whose ``.grad`` is another one now; ``None`` if there is none.
 
         Args:
             factor: What a gradient scaler has multiplied ``.grad`` with meanwhile.
+            by_norm: Whether to compare norms, for which a program waits for a GPU.
         """
         for parameter, grad, version in self._grads:
             if parameter.grad is not grad or (factor == 1 and _version(grad) != version):
                 return parameter
+        if not by_norm:
+            return None
         now = _norms([grad for _, grad, _ in self._grads])
         tolerance = 0.0 if factor == 1 else 1e-3
         same = torch.isclose(now, self._norms * factor, rtol=tolerance, atol=0.0, equal_nan=True)

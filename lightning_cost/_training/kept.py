@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_cost._lightning.recording import RecordedBatch
 from lightning_cost._training.accumulator import ExpectedNorms
+from lightning_cost._training.late import LateCheck
 from lightning_cost._training.method import Method
 from lightning_cost._training.method_state import MethodState
 from lightning_cost._training.reused import TaskWeights
@@ -44,6 +45,7 @@ class Kept:
         comparisons: Number of these comparisons in this fit.
         clones_batches: Whether recorded batches get tensors of their own, since ``task_losses`` changes them in place.
         written: Frozen parameters that ``task_losses`` writes; ``None`` before it was looked at.
+        late: Losses that nobody has looked at yet.
         matrix: A matrix of task gradients whose memory the next step may reuse.
         pair_matrix: The same for a step with a pair.
         hook: The hook in the optimizer.
@@ -69,6 +71,7 @@ class Kept:
     comparisons: int = 0
     clones_batches: bool = False
     written: set[Parameter] | None = None
+    late: LateCheck | None = None
     matrix: Tensor | None = None
     pair_matrix: Tensor | None = None
     hook: RemovableHandle | None = None
@@ -79,6 +82,6 @@ class Kept:
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module does not continue this step: its graph cannot be copied, and its hook is the optimizer's.
         left_out = dict.fromkeys(
-            ("step", "gradients", "comparison", "matrix", "pair_matrix", "hook", "prepared", "written")
+            ("step", "gradients", "comparison", "late", "matrix", "pair_matrix", "hook", "prepared", "written")
         )
         return {**self.__dict__, **left_out, "features": [], "coming": Step(), "replaying": False, "tried": (None, ())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,6 +20,7 @@ from typing_extensions import override
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._training.evaluate import Scalarization
 from lightning_cost._training.method_checks import check_aggregation, check_scalarization, check_tensor
+from lightning_cost._training.method_state import tensors_off_cpu
 from lightning_cost._training.narrowed import narrowed
 from lightning_cost._vectors import columns, combine
 from lightning_cost.gradients import TaskGradients
@@ -44,12 +45,14 @@ class Method:
         keeps_weights: Whether an aggregator by weights must tell them.
         takes_features: Whether it changes the gradient of the features, by :meth:`FeatureMethod.change`.
         compares_losses: Whether :meth:`update` is called after each optimizer step.
+        remembers_losses: Whether it would remember losses that are not finite.
     """
 
     aggregates = False
     compares_losses = False
     takes_features = False
     keeps_weights = False
+    remembers_losses = False
 
     def __init__(self, wrapped: Any = None) -> None:
         self.wrapped = wrapped
@@ -98,6 +101,7 @@ class ScalarizerMethod(Method):
     """A scalarizer: it weighs losses, not gradients."""
 
     wrapped: Scalarizer
+    remembers_losses = True
     zero_for_missing = False
     """Whether a task without a loss counts as a loss of zero. Otherwise it is left out."""
 
@@ -130,6 +134,12 @@ class ScalarizerMethod(Method):
         Raises:
             ValueError: If one of them is not finite, although the losses are.
         """
+        total, weights, figures = self._weighed(values, there)
+        check_scalarization(values, total, weights, torch.isfinite(figures).tolist())
+        return total, weights
+
+    def _weighed(self, values: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same unchecked, and two figures: the sum of the losses, and one that is finite if the rest is."""
         kept = [index for index, flag in enumerate(there) if flag]
         if not values.requires_grad:
             # This process has no loss. Its derivatives are needed to agree with the others.
@@ -142,8 +152,8 @@ class ScalarizerMethod(Method):
                 (weights,) = torch.autograd.grad(
                     total, values, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-        check_scalarization(values, total, weights)
-        return total, weights
+        figures = torch.stack([values.detach().sum(), total.detach().to(values) + weights.detach().sum()])
+        return total, weights, figures
 
 
 class DwaMethod(ScalarizerMethod):
@@ -162,12 +172,18 @@ class FamoMethod(ScalarizerMethod):
 
     wrapped: FAMO
     compares_losses = True
+    remembers_losses = False
 
     @override
     def _differentiated(self, values: Tensor, there: Sequence[bool]) -> tuple[Tensor, Tensor]:
         flags = torch.tensor(list(there), device=values.device)
-        self._check_bounds(flags, values.detach())
-        return super()._differentiated(values, there)
+        total, weights, figures = self._weighed(values, there)
+        is_below = self._is_below(flags, values.detach())
+        below, *finite = torch.cat([is_below.reshape(1), torch.isfinite(figures)]).tolist()
+        if below:
+            self._refuse(values)
+        check_scalarization(values, total, weights, finite)
+        return total, weights
 
     @override
     def update(self, before: Tensor, after: Tensor, names: Sequence[str], there: Sequence[bool]) -> None:
@@ -176,13 +192,15 @@ class FamoMethod(ScalarizerMethod):
         Raises:
             ValueError: If a loss is below its lower bound.
         """
-        if not bool(torch.isfinite(after).all()):
-            # The logits would never recover. The next training step says what is wrong, or the gradient scaler does.
-            return
         lowest, method = self.wrapped.min_losses.to(before), self.wrapped
         flags = torch.tensor(list(there), device=before.device)
-        self._check_bounds(flags, before)
-        self._check_bounds(flags, after)
+        is_finite = torch.isfinite(after).all()
+        finite, *below = torch.stack([is_finite, self._is_below(flags, before), self._is_below(flags, after)]).tolist()
+        if not finite:
+            # The logits would never recover. The next training step says what is wrong, or the gradient scaler does.
+            return
+        if any(below):
+            self._refuse(before if below[0] else after)
         if not all(there):
             # FAMO compares the progress of each task with the weighted mean. A missing task gets just this mean.
             weights = torch.softmax(method._w.detach(), dim=0) * flags
@@ -197,14 +215,15 @@ class FamoMethod(ScalarizerMethod):
             method.update(after)
             method._w.copy_(torch.where(flags, method._w, logits))
 
-    def _check_bounds(self, flags: Tensor, losses: Tensor) -> None:
-        lowest = self.wrapped.min_losses.to(losses)
-        if bool((losses < lowest)[flags].any()):
-            raise ValueError(
-                "FAMO takes the logarithm of the difference between each loss and its `min_losses`, which are"
-                f" {lowest.tolist()} in the order of the tasks. The losses are {losses.tolist()}. Pass lower bounds of"
-                " the losses as `min_losses`."
-            )
+    def _is_below(self, flags: Tensor, losses: Tensor) -> Tensor:
+        return ((losses < self.wrapped.min_losses.to(losses)) & flags).any()
+
+    def _refuse(self, losses: Tensor) -> NoReturn:
+        raise ValueError(
+            "FAMO takes the logarithm of the difference between each loss and its `min_losses`, which are"
+            f" {self.wrapped.min_losses.tolist()} in the order of the tasks. The losses are {losses.tolist()}. Pass"
+            " lower bounds of the losses as `min_losses`."
+        )
 
 
 class AggregatorMethod(Method):
@@ -229,12 +248,14 @@ class AggregatorMethod(Method):
         it is called itself, because hooks expect that. Some methods draw random numbers, which differ between the
         processes: the result of rank 0 counts.
         """
-        result, weights = self._combined(gradients, gradients.gramian, names)
+        # Most methods compute on the CPU anyway, or read from a GPU in each of their iterations.
+        gramian = gradients.gramian if tensors_off_cpu(self.wrapped) else gradients.gramian_on_host
+        result, weights = self._combined(gradients, gramian, names)
         if weights is None:
             assert result is not None
             yield from columns(ranks.broadcast_(result), shared)
             return
-        weights = ranks.broadcast_(weights).to(gradients.matrix)
+        weights = ranks.broadcast_(weights.to(gradients.matrix))
         self.weights = gradients.names, weights
         for piece in columns(gradients.matrix, shared):
             yield combine(piece, weights)
@@ -261,6 +282,7 @@ class FeatureMethod(AggregatorMethod):
 
     aggregates = False
     takes_features = True
+    remembers_losses = True
 
     def change(self, rows: TaskGradients, names: Sequence[str], ranks: Ranks) -> Tensor | None:
         """What turns the summed gradient of the features into the aggregation.
@@ -278,6 +300,7 @@ class FeatureMethod(AggregatorMethod):
         self.weights = None
         # The loss of all processes is their mean, so the gradient of a sample has a factor of one over their number.
         gramian = ranks.mean_(rows.gramian.clone()) / ranks.size
+        gramian = gramian if tensors_off_cpu(self.wrapped) else gramian.cpu()
         if not bool(torch.isfinite(gramian).all()):
             return None
         found = [index for index, square in enumerate(gramian.diagonal().tolist()) if square > 0]
@@ -286,7 +309,7 @@ class FeatureMethod(AggregatorMethod):
         kept = rows.select([names[index] for index in found])
         result, weights = self._combined(kept, gramian[found][:, found], names)
         if weights is not None:
-            weights = ranks.broadcast_(weights).to(kept.matrix)
+            weights = ranks.broadcast_(weights.to(kept.matrix))
             self.weights = kept.names, weights
             result = combine(kept.matrix, weights)
         assert result is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -159,19 +159,19 @@ def check_tensor(result: object, shape: tuple[int, ...]) -> Tensor:
     return result
 
 
-def check_scalarization(values: Tensor, total: Tensor, weights: Tensor) -> None:
+def check_scalarization(values: Tensor, total: Tensor, weights: Tensor, finite: Sequence[bool]) -> None:
     """Refuse a scalarization that cannot be trained.
 
     Args:
         values: The losses, shape ``(K,)``.
         total: Their scalarization.
         weights: The derivatives, shape ``(K,)``.
+        finite: Whether the losses are finite, and whether the rest is.
 
     Raises:
         ValueError: If it, or a derivative, is not finite, although the losses are.
     """
-    figures = torch.stack([values.detach().sum(), total.detach().to(values) + weights.detach().sum()])
-    of_losses, of_method = torch.isfinite(figures).tolist()
+    of_losses, of_method = finite
     if of_losses and not of_method:
         raise ValueError(
             f"for the losses {values.tolist()} it returned {float(total.detach())} with the derivatives"
@@ -201,27 +201,31 @@ def check_aggregation(result: object, shape: tuple[int, ...]) -> Tensor:
     return checked
 
 
-def check_returned_loss(module: Any, loss: Tensor, total: Tensor, loss_scale: float) -> None:
-    """Refuse a loss that is not the scalarization.
+def has_changed(loss: Tensor, total: Tensor, micro_batches: int, loss_scale: float) -> Tensor:
+    """Whether a loss is not the scalarization: a scalar that is not read yet.
 
     Args:
-        module: The LightningModule.
         loss: What Lightning differentiates.
         total: The scalarization of the batch.
-        loss_scale: The factor of a gradient scaler.
+        micro_batches: What Lightning has divided it by.
+        loss_scale: What a gradient scaler has multiplied it with.
+    """
+    # In the order of Lightning, so that both round alike.
+    expected = total.detach() / micro_batches * loss_scale
+    return (loss.detach() != expected) & torch.isfinite(expected)
+
+
+def refuse_changed_loss(module: Any, loss: Tensor, total: Tensor, factor: float) -> NoReturn:
+    """Refuse a loss that is not the scalarization; see :func:`has_changed`.
 
     Raises:
-        MisconfigurationException: If somebody has added something.
+        MisconfigurationException: Always.
     """
-    micro_batches = module.trainer.accumulate_grad_batches
-    returned, expected = loss.detach(), total.detach() / micro_batches * loss_scale
-    if not torch.equal(returned, expected) and bool(torch.isfinite(expected)):
-        raise MisconfigurationException(
-            f"{type(module).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
-            f" ({float(returned) * micro_batches / loss_scale:g} instead of {float(total.detach()):g}). What it"
-            " adds belongs to no task, so no multi-task method can weigh it: add it to the losses that"
-            " `task_losses` returns."
-        )
+    raise MisconfigurationException(
+        f"{type(module).__name__}.training_step returned a loss other than the one of MultiTaskMixin"
+        f" ({float(loss.detach()) / factor:g} instead of {float(total.detach()):g}). What it adds belongs to no task,"
+        " so no multi-task method can weigh it: add it to the losses that `task_losses` returns."
+    )
 
 
 def warn_of_hooks(name: str) -> None:

@@ -21,6 +21,12 @@ from lightning_cost._lightning.state import ModuleState
 __all__: list[str] = []
 
 
+def tensors_off_cpu(method: nn.Module) -> bool:
+    """Whether a method holds a tensor on another device than the CPU."""
+    values = [value for part in method.modules() for value in (*vars(part).values(), *part._buffers.values())]
+    return any(isinstance(v, Tensor) and v.device.type != "cpu" for v in (*values, *method.parameters()))
+
+
 class _Remembered:
     """The attributes in which a class remembers something.
 

@@ -65,7 +65,7 @@ class TaskPair:
         """Whether the task may conflict with the mean: all rows must then be looked at."""
         gradients = self.accumulator.gradients
         assert gradients is not None
-        own, product, others = gradients.gramian.double().flatten()[[0, 1, 3]].tolist()
+        own, product, others = gradients.gramian_on_host.double().flatten()[[0, 1, 3]].tolist()
         sum_norm = max(own + 2 * product + others, 0.0) ** 0.5
         # A product this small may be rounding. Without a gradient, another task is the one with the smallest.
         return not own + product > _ROUNDING * own**0.5 * sum_norm
@@ -74,7 +74,7 @@ class TaskPair:
         """The norm of the task's gradient over its loss, by task."""
         gradients, loss = self.accumulator.gradients, abs(self._values[self.task])
         assert gradients is not None
-        return {self.task: float(gradients.norms[0]) / loss} if loss > 0 else {}
+        return {self.task: float(gradients.gramian_on_host[0, 0].clamp_min(0).sqrt()) / loss} if loss > 0 else {}
 
     def expanded(
         self, batches: Iterable[Mapping[str, Tensor]], share: float, expected: ExpectedNorms, spare: Tensor | None
