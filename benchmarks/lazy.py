@@ -50,7 +50,7 @@ class Policy:
         if task is not None and not looks_at_all:
             index = gradients.names.index(task)
             looks_at_all = bool(gradients.cosines[index] <= 0)
-            self.expected.rates[task] = float(gradients.norms[index]) / abs(losses[task])
+            self.expected.note(task, float(gradients.norms[index]) / abs(losses[task]))
         if looks_at_all:
             self.expected.learn(gradients, losses)
         self.since = 0 if looks_at_all else self.since + 1

@@ -46,8 +46,11 @@ class DominatedConflict:
     Eq. 3 asks about the task with the smallest gradient and the mean only. A check differentiates the task that is
     expected to have the smallest gradient, by its loss and by what its gradient was last. The mean comes with the
     ordinary backward pass if the losses are not weighted, and else by one more. If the task conflicts, all tasks are
-    differentiated, and they decide. A conflict is overlooked only where another task has become the one with the
-    smallest gradient.
+    differentiated, and they decide.
+
+    Every conflict that it finds is one. It overlooks those of a batch in which another task has the smallest gradient,
+    and which task that is changes from batch to batch. It found 65 % of the conflicts with three tasks, and 50 % with
+    seven and with eleven (``python -m benchmarks.lazy``). So take it as a cheap sample of the conflicts.
 
     With an aggregator, which needs all task gradients in any case, and with two tasks, every check looks at all.
 

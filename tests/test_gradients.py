@@ -86,3 +86,23 @@ def test_a_clone_keeps_what_the_next_step_overwrites() -> None:
 def test_a_matrix_without_a_row_for_each_task_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"`matrix` must have shape .* with 2 rows.*\['left', 'right'\].*got shape"):
         TaskGradients(["left", "right"], torch.zeros(shape))
+
+
+@given(matrices())
+@settings(deadline=None)
+def test_conflicts_are_the_signs_of_the_cosines(matrix: np.ndarray) -> None:
+    gradients = TaskGradients([str(index) for index in range(len(matrix))], torch.from_numpy(matrix))
+    exact = matrix.astype(np.float64)
+    products = exact @ exact.mean(axis=0)
+    clear = np.abs(products) > 1e-5 * np.linalg.norm(exact, axis=1) * max(np.linalg.norm(exact, axis=1).max(), 1e-30)
+    for conflict, product, is_clear in zip(gradients.conflicts, products, clear, strict=True):
+        assert conflict == bool(product < 0) or not is_clear
+
+
+def test_conflicts_of_nearly_cancelling_rows_come_from_the_cosines() -> None:
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(10_000, generator=generator)
+    other = -row + 1e-6 * torch.randn(10_000, generator=generator)
+    gradients = TaskGradients(["left", "right", "none"], torch.stack([row, other, torch.zeros_like(row)]))
+    assert gradients.conflicts == tuple((gradients.cosines < 0).tolist())
+    assert not gradients.conflicts[2]

@@ -185,7 +185,8 @@ class Engine(Differentiator):
         if step.pair is not None and step.pair.accumulator.gradients is not None:
             self._kept.pair_matrix = step.pair.accumulator.gradients.matrix
             if gradients is None and step.pair.accumulator.gradients.is_finite:
-                self._kept.expected.rates |= step.pair.rate()
+                for name, rate in step.pair.rate().items():
+                    self._kept.expected.note(name, rate)
         self._kept.gradients, self._kept.step = gradients, None
 
     def move_to(self, gradients: TaskGradients | None, losses: Tensor) -> Tensor | None:
@@ -232,6 +233,7 @@ class Engine(Differentiator):
         return {
             "names": list(self._kept.names),
             "rates": dict(self._kept.expected.rates),
+            "mean_rates": dict(self._kept.expected.means),
             "weights": self._kept.task_weights.state_dict(),
             "method": self._kept.method_state.state_dict(self.method.wrapped),
         }
@@ -242,6 +244,7 @@ class Engine(Differentiator):
             # Not where somebody loads the weights into another module, which may have other tasks.
             self._kept.names = tuple(state.get("names", ()))
         self._kept.expected.rates = dict(state.get("rates", {}))
+        self._kept.expected.means = dict(state.get("mean_rates", {}))
         self._kept.task_weights.load_state_dict(state.get("weights", {}))
         self._kept.method_state.load_state_dict(state.get("method", {}))
 

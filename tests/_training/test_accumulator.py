@@ -192,3 +192,4 @@ def test_rates_are_those_of_the_last_step_with_a_loss() -> None:
     for norm, loss in ((1.0, 1.0), (6.0, 2.0), (9.0, 0.0)):
         expected.learn(TaskGradients(["left"], torch.tensor([[norm]])), {"left": loss})
     assert expected.rates == {"left": 3.0}
+    assert expected.means == {"left": pytest.approx(1 + 0.1 * (3 - 1))}

@@ -35,3 +35,14 @@ def test_a_mark_knows_sparse_gradients() -> None:
     assert mark.edited() is None
     table.weight.grad = table.weight.grad * 2
     assert mark.edited() is table.weight
+
+
+def test_without_norms_a_write_through_data_is_not_noticed() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    mark = GradMark([parameter])
+    parameter.grad.data.mul_(2)
+    assert mark.edited(by_norm=False) is None
+    assert mark.edited() is parameter
+    parameter.grad.mul_(2)
+    assert mark.edited(by_norm=False) is parameter

@@ -91,5 +91,5 @@ def test_the_task_with_the_smallest_expected_gradient(
     rates: dict[str, float], losses: dict[str, float], task: str | None
 ) -> None:
     expected = ExpectedNorms()
-    expected.rates = rates
+    expected.means = rates
     assert expected.smallest(losses) == task
