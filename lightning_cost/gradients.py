@@ -85,8 +85,7 @@ class TaskGradients:
         Raises:
             ValueError: If there is no task.
         """
-        if not self.names:
-            raise ValueError("TaskGradients without tasks have no mean. Pass the gradients of at least one task.")
+        self._check_tasks()
         return combine(self.matrix, self.matrix.new_full((len(self.names),), 1 / len(self.names)))
 
     @cached_property
@@ -141,14 +140,22 @@ class TaskGradients:
     def conflicts(self) -> tuple[bool, ...]:
         r"""Whether each task conflicts with the mean: :math:`\cos \phi_{i0} < 0` (Definition 1).
 
-        The Gramian decides this where its rounding cannot. Only then :attr:`cosines` has to be computed.
+        The Gramian decides this, but where its rounding might. Only then :attr:`cosines` has to be computed.
+
+        Raises:
+            ValueError: If there is no task.
         """
+        self._check_tasks()
         gramian = self.gramian_on_host.double()
         norms = gramian.diagonal().clamp_min(0).sqrt()
         products, scales = gramian.sum(dim=1), norms * norms.sum()
         if bool((products.abs() > _ROUNDING * scales).logical_or(norms == 0).all()):
             return tuple((products < 0).tolist())
         return tuple((self.cosines < 0).tolist())
+
+    def _check_tasks(self) -> None:
+        if not self.names:
+            raise ValueError("TaskGradients without tasks have no mean. Pass the gradients of at least one task.")
 
     def clone(self) -> TaskGradients:
         """A copy that later steps do not overwrite."""

@@ -36,7 +36,8 @@ def dominated_conflict(gradients: TaskGradients) -> bool:
         True
     """
     _check_gradients(gradients)
-    return gradients.conflicts[int(gradients.gramian_on_host.diagonal().argmin())]
+    conflicts = gradients.conflicts
+    return conflicts[int(gradients.gramian_on_host.diagonal().argmin())]
 
 
 @dataclass(frozen=True)
