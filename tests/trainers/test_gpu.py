@@ -15,7 +15,7 @@ from torchjd.aggregation import UPGrad
 
 from lightning_cost.searches import LevelSetSearch, PenaltySearch
 from tests.support.impure import REPEATABLE, Impure
-from tests.support.nets import Net, assert_moved, fit, make_batches, values_of
+from tests.support.nets import Net, PlainNet, assert_moved, fit, make_batches, values_of
 from tests.support.resumed_run import REMEMBERING
 from tests.support.task_rows import WatchedNet, assert_rows
 from tests.support.teleporting import NoisyNet, SaveAt, teleporter
@@ -124,3 +124,22 @@ def test_no_memory_is_left_when_the_module_is_gone() -> None:
     once()
     first = once()
     assert once() <= first
+
+
+def waits(module: Any, steps: int) -> int:
+    """How often the program waits for the GPU in a fit, as CUDA itself counts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train(module, make_batches(steps))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(("method", "most"), [(None, 0), (UPGrad, 2), (partial(scalarization.FAMO, 3), 2)])
+def test_a_step_waits_for_the_gpu_at_most_twice(method: Any, most: int) -> None:
+    more = [waits(Net(None if method is None else method()), steps) - waits(PlainNet(), steps) for steps in (10, 20)]
+    # What goes to the GPU is counted as well: one transfer of weights.
+    assert more[1] - more[0] <= 10 * (most + (most > 0))
