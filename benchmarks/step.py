@@ -272,9 +272,12 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.variants = list(dict.fromkeys(["plain", *arguments.variants]))
     quiet(arguments.threads)
-    results = {num_tasks: measure(arguments, num_tasks) for num_tasks in arguments.tasks}
     console = Console(width=160)
-    console.print(table_of(arguments, results))
+    results = {}
+    for num_tasks in arguments.tasks:
+        # With many tasks this takes minutes.
+        results[num_tasks] = measure(arguments, num_tasks)
+        console.print(table_of(arguments, results))
     for num_tasks, figures in results.items():
         for name, figure in figures.items():
             if isinstance(figure, str):
