@@ -28,8 +28,11 @@ from rich.table import Table
 from torch import Tensor
 from torchjd.aggregation import UPGrad
 
-from benchmarks.step import Base, Images, Mixin, Plain, bare_trainer, quiet
+from benchmarks.networks import NETWORKS, Images
+from benchmarks.step import Base, Mixin, Plain, bare_trainer, quiet
 from lightning_cost import SymmetryTeleportCallback, TaskGradients
+
+NETWORK = NETWORKS["resnet18"]
 
 
 def always(gradients: TaskGradients) -> bool:
@@ -39,7 +42,7 @@ def always(gradients: TaskGradients) -> bool:
 
 def mixin(method: Any, reduce_dtype: torch.dtype | None = None) -> Mixin:
     """The ResNet of `benchmarks.step` with a method."""
-    module = Mixin(num_tasks=3)
+    module = Mixin(NETWORK, num_tasks=3)
     module.mtl_method = method
     module.reduce_dtype = reduce_dtype
     return module
@@ -48,7 +51,7 @@ def mixin(method: Any, reduce_dtype: torch.dtype | None = None) -> Mixin:
 def variants() -> dict[str, tuple[Base, Callable[[], list[L.Callback]]]]:
     """A model and its callbacks for each row of the table."""
     return {
-        "plain": (Plain(num_tasks=3), list),
+        "plain": (Plain(NETWORK, num_tasks=3), list),
         "UPGrad": (mixin(UPGrad()), list),
         "UPGrad, bf16 rows": (mixin(UPGrad(), torch.bfloat16), list),
         "mean": (mixin(None), list),
@@ -70,7 +73,7 @@ def epoch(model: Base, callbacks: list[L.Callback], num_steps: int) -> list[floa
     """Seconds of each step."""
     model.seconds = []
     trainer = bare_trainer(devices=2, strategy="ddp", max_epochs=1, callbacks=callbacks, use_distributed_sampler=False)
-    trainer.fit(model, torch.utils.data.DataLoader(Share(num_steps), batch_size=None))
+    trainer.fit(model, torch.utils.data.DataLoader(Share(NETWORK, num_steps), batch_size=None))
     return model.seconds
 
 

@@ -181,15 +181,15 @@ class Measured:
 
 def bare_trainer(device: str = "cpu", **settings: Any) -> L.Trainer:
     """A Trainer that does nothing but train."""
-    return L.Trainer(
-        accelerator="gpu" if device == "cuda" else device,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    defaults = {
+        "accelerator": "gpu" if device == "cuda" else device,
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(**{**defaults, **settings})
 
 
 def quiet(threads: int) -> None:

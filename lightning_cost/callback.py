@@ -141,7 +141,6 @@ class SymmetryTeleportCallback(Callback):
         self._asked: Window | None = None
         self._due = False
         self._lazy_checks = 0
-        self._all_tasks_every = trigger.all_tasks_every if isinstance(trigger, DominatedConflict) else 1
         self._fit: FitTeleports | None = None
         self._warned = False
 
@@ -287,7 +286,8 @@ class SymmetryTeleportCallback(Callback):
             if type(self).should_check is not SymmetryTeleportCallback.should_check:
                 self._due = self._fit.ranks.decide(self._due)
         if self._due:
-            engine.request(batches=True, lazily=self._lazy_checks < self._all_tasks_every - 1)
+            every = self.trigger.all_tasks_every if isinstance(self.trigger, DominatedConflict) else 1
+            engine.request(batches=True, lazily=self._lazy_checks < every - 1)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -327,6 +327,8 @@ class SymmetryTeleportCallback(Callback):
             engine.expand()
         self._lazy_checks = 0
         assert step.gradients is not None
+        if not step.gradients.is_finite:
+            return  # Rows may overflow under a gradient scaler, although their sum does not.
         found = step.gradients.with_gradient
         known = fill_in(self.reports, found, trainer.global_step)
         if known is not None:

@@ -140,7 +140,7 @@ class TaskGradients:
     def conflicts(self) -> tuple[bool, ...]:
         r"""Whether each task conflicts with the mean: :math:`\cos \phi_{i0} < 0` (Definition 1).
 
-        The Gramian decides this, but where its rounding might. Only then :attr:`cosines` has to be computed.
+        The Gramian decides this unless its rounding might change a sign. Then :attr:`cosines` decides.
 
         Raises:
             ValueError: If there is no task.

@@ -206,26 +206,10 @@ class Accumulator:
         Returns:
             The task gradients; ``None`` if no task had a loss.
         """
-        assert self._matrix is not None
-        ranks, sent_dtype = self._numerics.ranks, self._numerics.sent_dtype
-        averages = average and ranks.size > 1
-        filled = [name in self._filled for name in self._names]
-        for row, there in zip(self._matrix, filled, strict=True):
-            if not there:
-                row.zero_()
-        if averages:
-            filled = self._average(filled, sent_dtype)
-            self._filled = {name for name, flag in zip(self._names, filled, strict=True) if flag}
+        self._fill(average)
         if self._subtracted is not None:
             self._subtract_others(self._subtracted)
-        self.gradients = TaskGradients(self._names, self._matrix)
-        if self._subtracted is not None:
-            dtypes = (self._matrix.dtype, self._matrix.dtype if sent_dtype is None or not average else sent_dtype)
-            self._silence_rounding(self._subtracted, max(torch.finfo(dtype).eps for dtype in dtypes))
-        if not (self._keep_missing or all(filled)):
-            names = [name for name, flag in zip(self._names, filled, strict=True) if flag]
-            self.gradients = self.gradients.select(names) if names else None
-        return self.gradients
+        return self._finish(self._subtracted, average)
 
     def complete_from(
         self,
@@ -234,7 +218,7 @@ class Accumulator:
         values: Mapping[str, float],
         known: Mapping[str, Tensor],
         left: str,
-    ) -> Accumulator:
+    ) -> None:
         """Complete the rows of a step whose ``.grad`` is there already.
 
         Args:
@@ -248,27 +232,38 @@ class Accumulator:
         for losses in batches:
             missing = {name: loss for name, loss in losses.items() if name not in known}
             self.add(missing, None, share, lambda: None, values)
+        self._fill(average=True)
         assert self._matrix is not None
-        absent = [name for name in self._names if name not in self._filled | known.keys()]
-        ranks, filled = self._numerics.ranks, [name in self._filled for name in self._names]
-        for row, there in zip(self._matrix, filled, strict=True):
-            if not there:
-                row.zero_()
-        if ranks.size > 1:
-            filled = self._average(filled, self._numerics.sent_dtype)
-            absent = [n for n, there in zip(self._names, filled, strict=True) if not there and n not in known]
-        others = [index for index, name in enumerate(self._names) if name not in known]
+        rows = dict(zip(self._names, self._matrix, strict=True))
         for name, row in known.items():
-            self._matrix[self._names.index(name)].copy_(row)
-        row = self._matrix[self._names.index(left)]
-        for index in others:
-            row.sub_(self._matrix[index])
+            rows[name].copy_(row)
+        for name in self._filled:
+            rows[left].sub_(rows[name])
+        self._filled |= known.keys()
+        self._finish(left, average=True)
+
+    def _fill(self, average: bool) -> None:
+        """Set the rows of missing tasks to zero, and average the others over the processes."""
+        assert self._matrix is not None
+        for name, row in zip(self._names, self._matrix, strict=True):
+            if name not in self._filled:
+                row.zero_()
+        if average and self._numerics.ranks.size > 1:
+            filled = self._average([name in self._filled for name in self._names], self._numerics.sent_dtype)
+            self._filled = {name for name, flag in zip(self._names, filled, strict=True) if flag}
+
+    def _finish(self, left: str | None, average: bool) -> TaskGradients | None:
+        """Make the task gradients of the rows, of which one may be what others have left of a sum."""
+        assert self._matrix is not None
         self.gradients = TaskGradients(self._names, self._matrix)
-        self._silence_rounding(left, torch.finfo(self._matrix.dtype).eps)
-        if absent:
-            self.gradients = self.gradients.select([name for name in self._names if name not in absent])
-        self.whole = True
-        return self
+        if left is not None:
+            sent = self._numerics.sent_dtype if average else None
+            dtypes = (self._matrix.dtype, self._matrix.dtype if sent is None else sent)
+            self._silence_rounding(left, max(torch.finfo(dtype).eps for dtype in dtypes))
+        if not self._keep_missing:
+            names = [name for name in self._names if name in self._filled]
+            self.gradients = self.gradients.select(names) if names else None
+        return self.gradients
 
     def _begin(self, values: Mapping[str, float], weight: float | None) -> None:
         self._names = tuple(values)

@@ -46,6 +46,7 @@ class Differentiator(Evaluator):
         self.look_at_losses()
         if is_changed:
             refuse_changed_loss(module, loss, total, share * numerics.loss_scale)
+        begins = collected is None
         if collected is None:
             collected = self._collect(step, shared, whole, values)
         elif edited:
@@ -59,10 +60,9 @@ class Differentiator(Evaluator):
         ready = trainer.fit_loop.batch_idx + 1
         is_last = trainer.is_last_batch or ready == trainer.num_training_batches
         ends = is_last or ready % trainer.accumulate_grad_batches == 0
-        if step.pair is not None and ends and step.added == 0:
+        if step.pair is not None and begins and ends:
             # The only micro-batch. With several, their graphs would fill the memory.
             step.graphs, backward = losses, partial(backward, retain_graph=True)
-        step.added += 1
         adds = collected.add if step.pair is None else step.pair.add
         weight = pending.scalarization.weight if exact else None
         adds(losses, weight, share, backward, values)
@@ -71,9 +71,6 @@ class Differentiator(Evaluator):
             collected.settle()
             return
         self._complete(step, collected)
-        if step.wants_gradients and step.pair is not None:
-            # Somebody asked for all rows when the first micro-batch was over.
-            self.expand()
 
     def _collect(self, step: Step, shared: list[Parameter], whole: bool, values: dict[str, float]) -> Accumulator:
         """What collects the rows of a step that begins: all of them, or a pair if that is enough."""
@@ -105,6 +102,9 @@ class Differentiator(Evaluator):
                 batches = (self.replay(batch) for batch in step.batches)
                 step.accumulator = step.pair.expanded(batches, share, self._kept.expected, spare)
         step.graphs = None
+        gradients = step.accumulator.gradients
+        if gradients is not None and not gradients.is_finite and gradient_scaler(trainer) is None:
+            check_finite(dict(zip(gradients.names, gradients.norms.tolist(), strict=True)), "The gradient")
 
     def _complete(self, step: Step, accumulator: Accumulator) -> None:
         gradients = accumulator.complete()

@@ -93,15 +93,16 @@ class Engine(Differentiator):
 
     def end_fit(self) -> None:
         """Leave the optimizer as it was, and hold no batches."""
-        if self._trainer is not None and not self._trainer.interrupted:
-            self.look_at_losses()
-        self._kept.late = None
         if self._kept.step is not None:
             # The rows of a window that was not finished are lost. The module may be on another device by now.
             accumulator = self._kept.step.accumulator
             self._kept.gradients = None if accumulator is None else accumulator.gradients
         self._kept.step, self._kept.coming, self._kept.comparison = None, Step(), None
         self._remove_hook()
+        if self._trainer is None or self._trainer.interrupted:
+            # An error of its own ends the fit.
+            self._kept.late = None
+        self.look_at_losses()
 
     def training_step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Evaluate and scalarize the task losses of a batch.
@@ -164,6 +165,9 @@ class Engine(Differentiator):
         # Not earlier: a batch for which `training_step` returns None never gets here.
         if step is not None and pending is not None and pending.batch is not None:
             step.batches.append(pending.batch)
+        if step is not None and step.wants_gradients and step.pair is not None and step.pair.accumulator.gradients:
+            # Somebody asked for all rows when the first micro-batch was over.
+            self.expand()
 
     def before_optimizer_step(self) -> None:
         """Learn from the step, which is over now."""

@@ -14,8 +14,6 @@ from lightning_cost._training.evaluate import Numerics
 __all__: list[str] = []
 
 _OTHERS = "the other tasks"
-# Of a cosine that comes from products of long rows in single precision.
-_ROUNDING = 1e-4
 
 
 class TaskPair:
@@ -65,10 +63,9 @@ class TaskPair:
         """Whether the task may conflict with the mean: all rows must then be looked at."""
         gradients = self.accumulator.gradients
         assert gradients is not None
-        own, product, others = gradients.gramian_on_host.double().flatten()[[0, 1, 3]].tolist()
-        sum_norm = max(own + 2 * product + others, 0.0) ** 0.5
-        # A product this small may be rounding. Without a gradient, another task is the one with the smallest.
-        return not own + product > _ROUNDING * own**0.5 * sum_norm
+        # The mean of the two rows has the direction of the mean of all. A task without gradient is not the one that
+        # Eq. 3 asks about.
+        return gradients.conflicts[0] or not float(gradients.gramian_on_host[0, 0]) > 0
 
     def rate(self) -> dict[str, float]:
         """The norm of the task's gradient over its loss, by task."""
@@ -97,4 +94,5 @@ class TaskPair:
         left = list(others)[0 if index is None else index]
         known = {self.task: pair.matrix[0], left: pair.matrix[1].clone()}
         full = Accumulator(self.accumulator.shared, ExpectedNorms(), self._numerics, spare, strict=False)
-        return full.complete_from(batches, share, self._values, known, left)
+        full.complete_from(batches, share, self._values, known, left)
+        return full

@@ -52,7 +52,6 @@ class Step:
         wants_pair: Whether the task with the smallest gradient and the mean are enough.
         pair: Collects these two; ``None`` if all rows are collected from the start.
         graphs: Losses with a graph that was kept, in case all rows are needed after all.
-        added: Number of micro-batches that were differentiated.
         method_before: What the method remembered before it aggregated these gradients.
         aggregated: Whether ``.grad`` of the shared parameters holds the aggregation.
         mark: What ``.grad`` was when the last backward pass had ended.
@@ -71,7 +70,6 @@ class Step:
     wants_pair: bool = False
     pair: TaskPair | None = None
     graphs: dict[str, Tensor] | None = None
-    added: int = 0
     method_before: ModuleState | None = None
     aggregated: bool = False
     mark: GradMark | None = None

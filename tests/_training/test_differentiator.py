@@ -57,3 +57,19 @@ def test_no_request_collects_nothing() -> None:
     module = Net()
     fit(module, make_batches(3))
     assert module.task_gradients is None
+
+
+def test_all_rows_of_a_step_with_a_pair_free_its_graph() -> None:
+    class Expanding(Asking):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            step = Engine(self).step
+            assert step is not None
+            if step.pair is not None:
+                assert step.graphs is not None
+                assert self.task_gradients is None
+                Engine(self).expand()
+                assert step.graphs is None
+                assert self.task_gradients.names == TASKS
+            super().on_before_optimizer_step(optimizer)
+
+    fit(Expanding(), make_batches(4))

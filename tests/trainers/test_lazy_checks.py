@@ -19,7 +19,7 @@ from lightning_cost._training import accumulator
 from lightning_cost._training.engine import Engine
 from lightning_cost.triggers import dominated_conflict
 from tests.support.ddp_runs import MissingNet, NormNet, Run, alone, scaler_plugins, train
-from tests.support.nets import Batch, Net, fit, make_batches
+from tests.support.nets import Batch, Net, fit, make_batches, make_trainer
 from tests.support.ranks import RankPool
 from tests.support.teleporting import NoisyNet, SaveAt, StatefulBatches, assert_same, teleporter, without_time
 
@@ -180,8 +180,10 @@ def test_whoever_asks_for_all_rows_gets_them() -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_rows_may_be_asked_for_between_micro_batches(late: bool) -> None:
     class Reader(FiveTasks):
+        asks_at = 0
+
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            if batch_idx % 2 == int(late):
+            if batch_idx % 2 == self.asks_at:
                 self.request_task_gradients()
             return super().training_step(batch, batch_idx)
 
@@ -191,17 +193,16 @@ def test_rows_may_be_asked_for_between_micro_batches(late: bool) -> None:
             super().on_before_optimizer_step(optimizer)
 
     rows = []
-    for callbacks in ([SymmetryTeleportCallback(trigger=Judged(), start_epoch=0)], []):
+    # Without a callback, a late request would give the rows of the second micro-batch alone.
+    for asks_at, callbacks in ((int(late), [SymmetryTeleportCallback(trigger=Judged(), start_epoch=0)]), (0, [])):
         read: list[Tensor] = []
         torch.manual_seed(0)
-        fit(Reader(), make_batches(8, NAMES), callbacks=callbacks, accumulate_grad_batches=2)
+        module = Reader()
+        module.asks_at = asks_at
+        fit(module, make_batches(8, NAMES), callbacks=callbacks, accumulate_grad_batches=2)
         rows.append(read)
     assert len(rows[0]) == 4
-    if not late:
-        torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=2e-6)
-    else:
-        # The callback has recorded the first micro-batch; without it, the rows are those of the second alone.
-        assert rows[0][-1].shape == rows[1][-1].shape
+    torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=2e-6)
 
 
 def test_no_graph_outlives_the_step() -> None:
@@ -332,3 +333,68 @@ def test_a_step_that_learns_one_rate_keeps_the_others() -> None:
     module = FiveTasks()
     fit(module, make_batches(6, NAMES), callbacks=[SymmetryTeleportCallback(trigger=Judged(), start_epoch=0)])
     assert set(Engine(module).state_dict()["rates"]) == set(NAMES)
+
+
+def test_rows_that_overflow_are_named_when_all_are_looked_at() -> None:
+    class Cancelling(FiveTasks):
+        """Two rows that are infinite, and add up to nothing in `.grad`."""
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            step = Engine(self).step
+            assert step is not None
+            if step.pair is not None and step.accumulator is None:
+                row = torch.full_like(self.backbone[0].weight, torch.inf)
+                weight = self.backbone[0].weight
+                step.graphs = {**step.graphs, "ink": (weight * row).sum()}  # type: ignore[dict-item]
+                Engine(self).expand()
+            super().on_before_optimizer_step(optimizer)
+
+    with pytest.raises(ValueError, match=r"The gradient of task .*'ink'.* is not finite"):
+        fit(Cancelling(), make_batches(6, NAMES), callbacks=[SymmetryTeleportCallback(trigger=Judged(), start_epoch=0)])
+
+
+class Agreeing(FiveTasks):
+    """Tasks without conflict, so that only the number of checks decides which of them look at all tasks."""
+
+    def task_losses(self, batch: Batch, batch_idx: int) -> Any:
+        shared = self.features(batch).square().mean()
+        return {
+            name: shared * scale + head.weight.square().sum()
+            for (name, (head,)), scale in zip(self.heads.items(), SCALES, strict=True)
+        }
+
+
+def test_checks_without_conflict_are_counted_across_a_restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    def counts_of(*callbacks: Any, ckpt_path: Any = None) -> list[int]:
+        passes = Passes(monkeypatch)
+        lazy = teleporter(trigger=DominatedConflict(all_tasks_every=4))
+        trainer = make_trainer(callbacks=[lazy, passes, *callbacks])
+        trainer.fit(Agreeing(), StatefulBatches(make_batches(12, NAMES)), ckpt_path=ckpt_path, weights_only=False)
+        return passes.counts
+
+    whole = counts_of(SaveAt(tmp_path / "a.ckpt", 6))
+    # The first check knows nothing yet and looks at all. One row of five comes by subtraction later.
+    assert whole == [5, 1, 1, 1, 4, 1, 1, 1, 4, 1, 1, 1]
+    assert counts_of(ckpt_path=tmp_path / "a.ckpt") == whole[6:]
+
+
+def test_a_check_learns_how_large_the_gradient_of_its_task_is() -> None:
+    class Growing(Agreeing):
+        """The gradient of the smallest task grows, and its loss does not, so another task becomes the smallest."""
+
+        def task_losses(self, batch: Batch, batch_idx: int) -> Any:
+            losses = super().task_losses(batch, batch_idx)
+            edge = losses["edge"]
+            return {**losses, "edge": edge if batch_idx < 2 else edge + 1000 * (edge - edge.detach())}
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            pair = Engine(pl_module).step.pair  # type: ignore[union-attr]
+            watched.append(None if pair is None else pair.task)
+
+    watched: list[str | None] = []
+    module = Growing()
+    module.make_optimizer = partial(torch.optim.SGD, lr=1e-9)
+    fit(module, make_batches(10, NAMES), callbacks=[LAZY(), Watch()])
+    assert watched[1] == "edge"
+    assert watched[-1] != "edge"

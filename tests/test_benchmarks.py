@@ -1,0 +1,37 @@
+"""The benchmarks share their networks and Trainers: a change for one must not break another."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from benchmarks import ddp, networks, step, teleport
+
+
+def test_every_variant_of_a_step_trains() -> None:
+    tiny = networks.Network(networks.NETWORKS["resnet18"].make, 2, (8, 8))
+    for name, variant in step.VARIANTS.items():
+        measured = step.Measured(name, tiny, 3, "cpu")
+        measured.variant = step.Variant(variant.make, variant.attributes, variant.callback)
+        assert measured.train(2) > 0, name
+
+
+def test_variants_of_ddp_can_be_made() -> None:
+    assert all(isinstance(model, step.Base) for model, _ in ddp.variants().values())
+    trainer = step.bare_trainer(devices=2, strategy="ddp")
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.num_devices == 2
+    assert [len(batch) for batch in ddp.Share(ddp.NETWORK, 2)] == [ddp.NETWORK.batch_size // 2] * 2
+
+
+def test_every_setting_of_a_teleport_can_be_made() -> None:
+    for row in teleport.settings():
+        row.objective()
+        row.search()
+
+
+def test_tasks_of_the_steps_agree() -> None:
+    torch.manual_seed(0)
+    network = networks.NETWORKS["resnet18"].make(3)
+    rows = torch.cat([head.weight for head in network.heads])  # type: ignore[union-attr]
+    assert bool((rows > 0).float().mean() > 0.99)
