@@ -185,7 +185,7 @@ def train_and_test(
     *,
     seed: int,
     epochs: int,
-    teleport: SymmetryTeleportCallback | None = None,
+    compared: Callback | None = None,
     validate_every: int = 1,
     look_every: int | None = 10,
     test_curve: bool = False,
@@ -193,7 +193,7 @@ def train_and_test(
 ) -> Measured:
     """Train from a seed for a number of epochs, then test the weights of the last step. No checkpoint is selected.
 
-    Two runs that differ only in `teleport` or in the method of the model start from the same weights. They see the same
+    Two runs that differ only in `compared` or in the method of the model start from the same weights. They see the same
     batches if the order of the batches depends on nothing but the data module.
 
     Args:
@@ -201,7 +201,7 @@ def train_and_test(
         data: Training, validation and test data.
         seed: Seed of the global random number generators.
         epochs: Number of epochs.
-        teleport: The callback to train with.
+        compared: The callback whose effect is measured. The reports are those of a SymmetryTeleportCallback.
         validate_every: Validate after every n-th epoch, and after the last.
         look_every: Look at losses and conflict in every n-th step; None: never.
         test_curve: Whether to test the weights of every validation too, after training. They are kept in memory until
@@ -211,14 +211,14 @@ def train_and_test(
     L.seed_everything(seed, verbose=False)
     model = make_model()
     recorder = Recorder(look_every, keep_weights=test_curve)
-    first = None if teleport is None else _FirstReport(teleport)
+    first = _FirstReport(compared) if isinstance(compared, SymmetryTeleportCallback) else None
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
         check_val_every_n_epoch=validate_every,
         num_sanity_val_steps=0,
-        callbacks=[callback for callback in (recorder, teleport, first, *callbacks) if callback is not None],
+        callbacks=[callback for callback in (recorder, compared, first, *callbacks) if callback is not None],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

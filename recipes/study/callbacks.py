@@ -1,4 +1,4 @@
-"""Settings of COST that studies compare, by name."""
+"""What studies compare with a method alone, by name: settings of COST, and options of the mixin."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 
 from lightning_cost import LevelSetSearch, PenaltySearch, SymmetryTeleportCallback
@@ -16,6 +17,7 @@ from recipes.study.experimental import (
     EpochTeleportCallback,
     LookAhead,
     LookAheadCallback,
+    OptionsOfMixin,
     RunningDirection,
     SmoothedTrigger,
 )
@@ -23,7 +25,7 @@ from recipes.study.problem import import_object
 
 __all__ = ["CALLBACKS", "make_callback"]
 
-Factory = Callable[[Problem, int], SymmetryTeleportCallback]
+Factory = Callable[[Problem, int], Callback]
 
 
 def _cost(**settings: Any) -> Factory:
@@ -58,6 +60,10 @@ def _drops(problem: Problem) -> Iterable[int]:
     return getattr(problem, "lr_milestones", ())
 
 
+def _options(**options: Any) -> Factory:
+    return lambda problem, seed: OptionsOfMixin(**options)
+
+
 CALLBACKS: dict[str, Factory] = {
     "COST": _cost(),
     # A third of the price.
@@ -67,6 +73,9 @@ CALLBACKS: dict[str, Factory] = {
     "deferred, random direction": _cost(reevaluate=False, objective=RandomDirection()),
     "deferred, reversed direction": _cost(reevaluate=False, objective=Reversed(ConflictAlignment(terms="mean"))),
     "mean term": _cost(objective=ConflictAlignment(terms="mean")),
+    # Cheaper aggregators.
+    "features": _options(task_gradients_of="features"),
+    **{f"weights every {n}": _options(weights_every=n) for n in (2, 10)},
     # Controls.
     "random direction": _cost(objective=RandomDirection()),
     "reversed direction": _cost(objective=Reversed(ConflictAlignment())),
@@ -120,7 +129,7 @@ CALLBACKS: dict[str, Factory] = {
 """Name to a function that makes a fresh callback for a problem and a seed."""
 
 
-def make_callback(name: str, problem: Problem, seed: int) -> SymmetryTeleportCallback:
+def make_callback(name: str, problem: Problem, seed: int) -> Callback:
     """Make a fresh callback for a problem and a seed.
 
     `name` is one of `CALLBACKS`, or `package.module:NAME` of a function of a problem and a seed.
@@ -131,6 +140,6 @@ def make_callback(name: str, problem: Problem, seed: int) -> SymmetryTeleportCal
     if ":" not in name and name not in CALLBACKS:
         raise ValueError(f"A callback must be one of {list(CALLBACKS)} or package.module:NAME; got {name!r}.")
     made = (import_object(name) if ":" in name else CALLBACKS[name])(problem, seed)
-    if not isinstance(made, SymmetryTeleportCallback):
-        raise ValueError(f"The callback {name!r} must be a SymmetryTeleportCallback; got {made!r}.")
+    if not isinstance(made, Callback):
+        raise ValueError(f"The callback {name!r} must be a Callback, such as SymmetryTeleportCallback; got {made!r}.")
     return made

@@ -1,4 +1,4 @@
-"""Objectives, triggers and schedules that `docs/evidence.md` measures, and that are not part of the library."""
+"""What `docs/evidence.md` measures, and what is not part of the library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -15,7 +16,33 @@ from lightning_cost import MultiTaskMixin, Point, Surface, SymmetryTeleportCallb
 from lightning_cost.objectives import ConflictAlignment, Objective
 from lightning_cost.triggers import dominated_conflict
 
-__all__ = ["EpochTeleportCallback", "LookAhead", "LookAheadCallback", "RunningDirection", "SmoothedTrigger"]
+__all__ = [
+    "EpochTeleportCallback",
+    "LookAhead",
+    "LookAheadCallback",
+    "OptionsOfMixin",
+    "RunningDirection",
+    "SmoothedTrigger",
+]
+
+
+class OptionsOfMixin(Callback):
+    """Sets options of a `MultiTaskMixin` before training, so that a method can be compared with and without them."""
+
+    def __init__(self, **options: Any) -> None:
+        unknown = [name for name in options if not hasattr(MultiTaskMixin, name)]
+        if unknown:
+            raise ValueError(f"A MultiTaskMixin has no options {unknown}.")
+        self.options = options
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Set them. The module reads them in its own `setup`, which comes later."""
+        for name, value in self.options.items():
+            setattr(pl_module, name, value)
+
+    def __repr__(self) -> str:
+        return f"OptionsOfMixin({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
 
 class EpochTeleportCallback(SymmetryTeleportCallback):

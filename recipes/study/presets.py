@@ -81,6 +81,11 @@ PRESETS: dict[str, Preset] = {
         ["LS", "GradDrop", "RLW", "UW", "UPGrad", "FairGrad"],
         ["COST", "mean term", "deferred", "deferred, random direction", "deferred, reversed direction"],
     ),
+    "features": Preset(
+        "What do cheaper aggregators cost in accuracy?",
+        ["UPGrad", "FairGrad", "MGDA", "CAGrad"],
+        ["features", "weights every 2", "weights every 10"],
+    ),
     "direction": Preset(
         "Does a running mean of the direction help?",
         ["LS", "UPGrad"],

@@ -80,7 +80,7 @@ def _train(job: tuple[RunSpec, Store]) -> None:
         problem.make_data(tasks, spec.seed),
         seed=spec.seed,
         epochs=spec.epochs,
-        teleport=make_callback(spec.variant.callback, problem, spec.seed) if spec.variant.callback else None,
+        compared=make_callback(spec.variant.callback, problem, spec.seed) if spec.variant.callback else None,
         validate_every=max(1, spec.epochs // problem.evaluations),
         look_every=None if single else problem.look_every,
         test_curve=True,

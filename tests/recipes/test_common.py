@@ -49,7 +49,7 @@ def trained():
             return models[name]
 
         data = DigitsDataModule(**SMALL, shuffle_seed=3)
-        return train_and_test(make_model, data, seed=3, epochs=3, teleport=teleport, look_every=look_every)
+        return train_and_test(make_model, data, seed=3, epochs=3, compared=teleport, look_every=look_every)
 
     measured = {
         "plain": train("plain"),

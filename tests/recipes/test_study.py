@@ -18,7 +18,7 @@ from lightning_cost import SymmetryTeleportCallback
 from lightning_cost.triggers import Majority, any_conflict, dominated_conflict, weak_conflict
 from recipes.common.compare import SINGLE_TASK, Variant
 from recipes.common.training import train_and_test
-from recipes.methods import METHODS
+from recipes.methods import METHODS, make_method
 from recipes.study import Problem, Row, Study
 from recipes.study.__main__ import main
 from recipes.study.callbacks import CALLBACKS, make_callback
@@ -106,9 +106,9 @@ def test_callbacks():
         if name != "after drops":
             one, other = make_callback(name, problem, 1), make_callback(name, problem, 2)
             assert repr(one) == repr(other).replace("seed=2", "seed=1")
-            assert "seed=1" in repr(one)
+            assert ("seed=1" in repr(one)) == isinstance(one, SymmetryTeleportCallback)
     assert make_callback(f"{__name__}:tiny_steps", problem, 0).schedule.check_every_n_steps == 7
-    with pytest.raises(ValueError, match="must be a SymmetryTeleportCallback"):
+    with pytest.raises(ValueError, match="must be a Callback"):
         make_callback(f"{__name__}:no_callback", problem, 0)
     with pytest.raises(ValueError, match=r"COST.*got 'cost'"):
         make_callback("cost", problem, 0)
@@ -122,6 +122,10 @@ def test_callbacks():
     assert make_callback("after drops", replace(problem, lr_milestones=[4]), 0).epochs == {4, 5}
 
 
+_OTHERS = ("after drops", "features", "weights every 2", "weights every 10")
+TELEPORTS = [name for name in CALLBACKS if name not in _OTHERS]
+
+
 def no_callback(problem, seed):
     return problem
 
@@ -132,7 +136,7 @@ def tiny_steps(problem, seed):
 
 def test_triggers_by_name():
     problem = find_problem("digits:many")
-    triggers = {name: make_callback(name, problem, 0).trigger for name in CALLBACKS if name != "after drops"}
+    triggers = {name: make_callback(name, problem, 0).trigger for name in TELEPORTS}
     assert triggers["any"] is any_conflict
     assert triggers["weak"] is weak_conflict
     assert [triggers[f"majority {share}"] for share in (0.5, 0.3, 0.15)] == [Majority(s) for s in (0.5, 0.3, 0.15)]
@@ -143,7 +147,7 @@ def test_triggers_by_name():
 SMALL = "digits:narrow,num_train=16,batch_size=8,evaluations=1"
 
 
-@pytest.mark.parametrize("name", [name for name in CALLBACKS if name != "after drops"])
+@pytest.mark.parametrize("name", TELEPORTS)
 def test_every_callback_trains(name):
     problem = find_problem(SMALL)
     callback = make_callback(name, replace(problem, epochs=5), 0)
@@ -153,12 +157,37 @@ def test_every_callback_trains(name):
         problem.make_data(problem.tasks, 0),
         seed=0,
         epochs=5,
-        teleport=callback,
+        compared=callback,
         validate_every=5,
         look_every=None,
     )
     assert measured.reports
     assert all(math.isfinite(value) for value in measured.test.values())
+
+
+@pytest.mark.parametrize(("name", "options"), [("features", ("features", 1)), ("weights every 10", ("parameters", 10))])
+def test_options_of_the_mixin_reach_it_before_its_setup(name, options):
+    problem = replace(find_problem(SMALL), epochs=2)
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append((pl_module.task_gradients_of, pl_module.weights_every))
+
+    def train(name):
+        return train_and_test(
+            lambda: problem.make_model(problem.tasks, make_method("UPGrad", 2)),
+            problem.make_data(problem.tasks, 0),
+            seed=0,
+            epochs=2,
+            compared=make_callback(name, problem, 0) if name else None,
+            callbacks=[Look()],
+        )
+
+    plain, measured = train(None), train(name)
+    assert seen == [("parameters", 1), options]
+    assert measured.reports == []
+    assert measured.validation[-1].metrics != plain.validation[-1].metrics
 
 
 def test_settings_are_the_same_in_another_process():

@@ -10,6 +10,7 @@ from recipes.study.experimental import (
     EpochTeleportCallback,
     LookAhead,
     LookAheadCallback,
+    OptionsOfMixin,
     RunningDirection,
     SmoothedTrigger,
 )
@@ -82,3 +83,8 @@ def test_a_running_direction_averages_the_gradients_of_teleports(monkeypatch):
     torch.testing.assert_close(vectors[1], seen[0])
     torch.testing.assert_close(vectors[2], 0.75 * seen[0] + 0.25 * seen[1])
     torch.testing.assert_close(vectors[3], vectors[2])
+
+
+def test_an_option_that_the_mixin_lacks_is_refused():
+    with pytest.raises(ValueError, match=r"no options \['weights_evry'\]"):
+        OptionsOfMixin(weights_evry=2)
