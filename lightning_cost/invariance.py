@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args
@@ -19,6 +20,8 @@ Invariance: TypeAlias = Literal["per_task", "mean"]
 """``"per_task"`` holds the loss of every task (Eq. 5), ``"mean"`` only their mean."""
 
 _ROUNDING = 16
+# An eigenvalue is zero if it is smaller, relative to the largest.
+_RANK_TOLERANCE = 1e-6
 
 
 def held_losses(losses: Tensor, invariance: Invariance) -> Tensor:
@@ -29,9 +32,18 @@ def held_losses(losses: Tensor, invariance: Invariance) -> Tensor:
 def drift(losses: Tensor, reference: Tensor, invariance: Invariance) -> float:
     """The largest relative change of a held loss; NaN or infinite if a loss is."""
     _check_losses(losses, reference, invariance)
-    held, before = held_losses(losses.cpu().double(), invariance), held_losses(reference.cpu().double(), invariance)
-    change = (held - before).abs()
-    return float(torch.where(change == 0, 0.0, change / before.abs()).max())
+    held, before = losses.tolist(), reference.tolist()
+    if invariance == "mean":
+        held, before = [sum(held) / len(held)], [sum(before) / len(before)]
+    changes = [_relative_change(*pair) for pair in zip(held, before, strict=True)]
+    return math.nan if any(map(math.isnan, changes)) else max(changes)
+
+
+def _relative_change(value: float, reference: float) -> float:
+    change = abs(value - reference)
+    if change == 0 or reference == 0:
+        return math.inf if change > 0 else change
+    return change / abs(reference)
 
 
 def loss_fluctuation(losses: Tensor, reference: Tensor, invariance: Invariance, *, relative: bool) -> Tensor:
@@ -114,6 +126,18 @@ class LevelSet:
         norms = gramian.diagonal().clamp_min(0).sqrt()
         inverse = torch.where(norms > 0, 1 / norms, 0.0)
         scaled = inverse[:, None] * gramian * inverse[None, :]
-        solution: Tensor = torch.linalg.pinv(scaled, rtol=1e-6, hermitian=True)
+        solution: Tensor
+        if scaled.shape == (2, 2) and bool((norms > 0).all()):
+            solution = _pseudo_inverse_of_correlation(float(scaled[0, 1]))
+        else:
+            solution = torch.linalg.pinv(scaled, rtol=_RANK_TOLERANCE, hermitian=True)
         scaled_selection = inverse[:, None] * selection
         return scaled_selection.T @ solution @ scaled_selection
+
+
+def _pseudo_inverse_of_correlation(correlation: float) -> Tensor:
+    """The pseudo-inverse of two rows with ones on the diagonal, whose eigenvectors are their sum and difference."""
+    smallest = _RANK_TOLERANCE * (1 + abs(correlation))
+    total, difference = (1 / value if value > smallest else 0.0 for value in (1 + correlation, 1 - correlation))
+    same, other = (total + difference) / 2, (total - difference) / 2
+    return torch.tensor([[same, other], [other, same]], dtype=torch.float64)

@@ -176,8 +176,7 @@ class Surface:
         """Write a vector of shape ``(P,)`` into the shared parameters."""
         check_shape("position", position, (self.num_parameters,), _ONE_EACH)
         self._held = None
-        for parameter, view in zip(self.shared, views(position, self.shared), strict=True):
-            parameter.copy_(view)
+        torch._foreach_copy_(list(self.shared), views(position, self.shared))
 
     @torch.no_grad()
     def move_by(self, vector: Tensor, scale: float = 1.0) -> None:
@@ -185,8 +184,7 @@ class Surface:
         check_shape("vector", vector, (self.num_parameters,), _ONE_EACH)
         check_number("scale", scale)
         self._held = None
-        for parameter, view in zip(self.shared, views(vector, self.shared), strict=True):
-            parameter.add_(view, alpha=scale)
+        torch._foreach_add_(list(self.shared), views(vector, self.shared), alpha=scale)
 
     @contextmanager
     def displaced(self, vector: Tensor, scale: float = 1.0) -> Iterator[None]:
@@ -202,7 +200,7 @@ class Surface:
 
     def norm(self) -> float:
         """The Euclidean norm of the shared parameters."""
-        return norm_of(self.shared)
+        return norm_of(self.shared if self._held is None else [self._held])
 
     def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Concatenate one tensor per shared parameter into a vector of shape ``(P,)``. ``None`` stands for zeros."""

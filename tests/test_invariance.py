@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_cost.invariance import Invariance, LevelSet, drift, loss_fluctuation, loss_fluctuation_weights
+from lightning_cost.invariance import (
+    Invariance,
+    LevelSet,
+    _pseudo_inverse_of_correlation,
+    drift,
+    loss_fluctuation,
+    loss_fluctuation_weights,
+)
 from tests.support.problems import flat_parameters, gradients_of, jacobian, loss_function, mlp_batch, mlp_problem, rows
 
 RANDOM = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -204,3 +211,10 @@ def test_losses_leave_the_level_set_to_second_order_and_return_to_third_order() 
     assert returned[0] < 0.1 * left[0]
     assert_close(left[0] / left[1], torch.tensor(4.0, dtype=torch.float64), rtol=0.1, atol=0)
     assert_close(returned[0] / returned[1], torch.tensor(8.0, dtype=torch.float64), rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, -0.9, 1.0, -1.0, 1.0 - 1e-7, -1.0 + 1e-7, 1.0 - 1e-4])
+def test_two_rows_have_the_pseudo_inverse_of_any_matrix(correlation: float) -> None:
+    matrix = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+    expected = torch.linalg.pinv(matrix, rtol=1e-6, hermitian=True)
+    torch.testing.assert_close(_pseudo_inverse_of_correlation(correlation), expected, rtol=1e-6, atol=1e-9)

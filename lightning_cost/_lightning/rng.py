@@ -27,7 +27,8 @@ class RngState:
     @classmethod
     def capture(cls) -> RngState:
         """The states as they are now."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        # Not `is_available` as well: without a GPU it loads a library each time, which takes longer than the rest.
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())  # noqa: NPY002
 
     def restore(self) -> None:

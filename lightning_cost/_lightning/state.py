@@ -6,8 +6,9 @@ import copy
 import inspect
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -23,6 +24,36 @@ _CONTAINERS = (list, dict, set, deque)
 _UNCHANGING = frozenset({bool, int, float, str, tuple, type(None), torch.dtype, torch.device})
 
 
+class _Values:
+    """The values of some tensors.
+
+    A module has dozens of tiny tensors: buffers, and the states of its metrics. Copying each by itself takes as long as
+    a part of the step, on a GPU even more.
+
+    Args:
+        tensors: Tensors of the ordinary layout. One may occur twice.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        groups: dict[tuple[torch.dtype, torch.device], dict[int, Tensor]] = {}
+        for tensor in tensors:
+            groups.setdefault((tensor.dtype, tensor.device), {})[id(tensor)] = tensor
+        self._groups = [list(group.values()) for group in groups.values()]
+        values = [torch.cat([tensor.detach().reshape(-1) for tensor in group]) for group in self._groups]
+        self._pieces = [
+            [
+                piece.view(tensor.shape)
+                for piece, tensor in zip(value.split([t.numel() for t in group]), group, strict=True)
+            ]
+            for value, group in zip(values, self._groups, strict=True)
+        ]
+
+    def restore(self) -> None:
+        """Set the tensors to what they were."""
+        for group, pieces in zip(self._groups, self._pieces, strict=True):
+            torch._foreach_copy_(group, pieces)
+
+
 class BufferState:
     """The values of the buffers of some modules, including buffers that are ``None``.
 
@@ -32,25 +63,17 @@ class BufferState:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._places = [(owner, dict(owner._buffers)) for owner in modules]
-        groups: dict[tuple[torch.dtype, torch.device], dict[int, Tensor]] = {}
-        for _, buffers in self._places:
-            for buffer in buffers.values():
-                if buffer is not None:
-                    groups.setdefault((buffer.dtype, buffer.device), {})[id(buffer)] = buffer.detach()
-        self._groups = [list(group.values()) for group in groups.values()]
-        # A network has dozens of tiny buffers. On a GPU, copying each by itself takes as long as a part of the step.
-        self._values = [torch.cat([buffer.reshape(-1) for buffer in group]) for group in self._groups]
+        self._values = _Values(b for _, buffers in self._places for b in buffers.values() if b is not None)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Set the buffers to what they were, and remove those that were not there."""
         for owner, buffers in self._places:
-            for name in owner._buffers.keys() - buffers.keys():
-                del owner._buffers[name]
-            owner._buffers.update(buffers)
-        for group, values in zip(self._groups, self._values, strict=True):
-            pieces = values.split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [piece.view(b.shape) for piece, b in zip(pieces, group, strict=True)])
+            if not _are_the_same(owner._buffers, buffers):
+                for name in owner._buffers.keys() - buffers.keys():
+                    del owner._buffers[name]
+                owner._buffers.update(buffers)
+        self._values.restore()
 
 
 class ModuleState:
@@ -68,24 +91,32 @@ class ModuleState:
         parts = list(modules)
         self._buffers = BufferState(parts)
         self._attributes = [(part, dict(vars(part))) for part in parts]
-        self._contents: list[Callable[[], object]] = [
-            partial(_write, parameter, parameter.detach().clone()) for parameter in written
-        ]
+        self._vars = [vars(part) for part in parts]
+        self._objects = list(_names_and_values(self._vars))
+        tensors, self._contents = list[Tensor](written), list[Callable[[], object]]()
         for _, attributes in self._attributes:
             for name, value in attributes.items():
                 if type(value) in _UNCHANGING or name in _OF_EVERY_MODULE:
                     continue
+                if type(value) is Tensor and value.layout is torch.strided and not value.requires_grad:
+                    tensors.append(value)
+                    continue
                 undo = _undo(value)
                 if undo is not None:
                     self._contents.append(undo)
+        self._values = _Values(tensors)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Undo what has happened since."""
         self._buffers.restore()
-        for part, attributes in self._attributes:
+        # Most evaluations set no attribute. Then there is nothing to look for in each module.
+        unchanged = 2 * sum(map(len, self._vars)) == len(self._objects) and all(
+            map(is_, _names_and_values(self._vars), self._objects)
+        )
+        for part, attributes in () if unchanged else self._attributes:
             now = vars(part)
-            if len(now) == len(attributes) and all(map(is_, now.values(), attributes.values())):
+            if _are_the_same(now, attributes):
                 continue
             # Only what differs: compiled code checks whether a dictionary has been written to.
             for name in now.keys() - attributes.keys():
@@ -95,8 +126,17 @@ class ModuleState:
             for name, value in attributes.items():
                 if (name not in now or now[name] is not value) and not inspect.isroutine(value):
                     now[name] = value
+        self._values.restore()
         for undo in self._contents:
             undo()
+
+
+def _names_and_values(attributes: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(part for these in attributes for part in (these, these.values()))
+
+
+def _are_the_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
+    return len(now) == len(before) and all(map(is_, _names_and_values([now]), _names_and_values([before])))
 
 
 def _undo(value: object) -> Callable[[], object] | None:
@@ -124,6 +164,10 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 
 
 def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list) and len(container) == len(content) and all(map(is_, container, content)):
+        return
+    if isinstance(container, dict) and _are_the_same(container, content):
+        return
     container.clear()
     if isinstance(container, (list, deque)):
         container.extend(content)

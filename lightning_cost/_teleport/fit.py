@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias, get_args
 
@@ -19,7 +19,7 @@ from lightning_cost._arguments import describe
 from lightning_cost._lightning.progress import StageDisplay
 from lightning_cost._lightning.ranks import Ranks
 from lightning_cost._teleport.optimizer_state import HistoryReuse
-from lightning_cost._teleport.report import TeleportReport, append_report, make_report
+from lightning_cost._teleport.report import TeleportReport, append_report, report_of_outcome, report_of_start
 from lightning_cost._teleport.run import Outcome, Teleporter
 from lightning_cost._training.engine import Engine
 from lightning_cost._training.evaluate import repeated, unrepeatable_message
@@ -118,14 +118,14 @@ class FitTeleports:
         start = Point(step.losses(gradients.names, self.ranks), gradients)
         surface = self._surface(step, gradients.names)
 
-        def report(outcome: Outcome) -> TeleportReport:
-            seconds, invariance = time.perf_counter() - began, self._teleporter.invariance
-            made = make_report(outcome, invariance, trainer.global_step, trainer.current_epoch, seconds)
-            return replace(made, forwards=surface.forwards, backwards=surface.backwards)
+        def counted(report: TeleportReport) -> TeleportReport:
+            report.seconds = time.perf_counter() - began
+            report.forwards, report.backwards = surface.forwards, surface.backwards
+            return report
 
         outcome, stay, free = Outcome(False, "", start, start), engine.undo_of_move(), None
         # Make the report now. After an out-of-memory error there may be no memory for it.
-        failed = report(outcome)
+        started = report_of_start(start, trainer.global_step, trainer.current_epoch)
         try:
             with torch.enable_grad(), engine.without_trace(), StageDisplay(trainer) as display:
                 refusal = self._refusal(step, surface, start)
@@ -134,7 +134,7 @@ class FitTeleports:
                 else:
                     learning_rate = _learning_rate(self._optimizer, surface.shared)
                     outcome = self._teleporter.run(surface, shared_modules(self._module), start, learning_rate, display)
-            finished = report(outcome)
+            finished = counted(report_of_outcome(started, outcome, self._teleporter.invariance))
             moved = outcome.end.evaluated
             if outcome.accepted and moved is not None and share != 1:
                 moved = TaskGradients(moved.names, moved.matrix.mul_(share))
@@ -146,14 +146,8 @@ class FitTeleports:
         except BaseException as error:
             outcome.undo()
             stay()
-            failed = replace(
-                failed,
-                reason=f"{type(error).__name__}: {error}",
-                seconds=time.perf_counter() - began,
-                forwards=surface.forwards,
-                backwards=surface.backwards,
-            )
-            append_report(reports, failed)
+            started.reason = f"{type(error).__name__}: {error}"
+            append_report(reports, counted(started))
             raise
         self._repeats.teleports_left = max(self._repeats.teleports_left - 1, 0)
         if outcome.accepted:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from lightning_cost._teleport.run import Outcome
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.invariance import Invariance, drift
+from lightning_cost.surface import Point
 
 __all__ = ["TeleportReport"]
 
@@ -121,40 +120,52 @@ class EpochCounts:
         return found
 
 
-def make_report(outcome: Outcome, invariance: Invariance, step: int, epoch: int, seconds: float) -> TeleportReport:
-    """The report of a teleport.
+def report_of_start(start: Point, step: int, epoch: int) -> TeleportReport:
+    """The report of a teleport that has not moved.
 
     Args:
-        outcome: Its outcome.
-        invariance: Which losses it held.
+        start: Where it starts.
         step: ``trainer.global_step``.
         epoch: ``trainer.current_epoch``.
-        seconds: Wall-clock time.
     """
-    before, after, names = outcome.start, outcome.end, outcome.start.gradients.names
-
-    def by_task(values: Tensor) -> dict[str, float]:
-        return dict(zip(names, values.tolist(), strict=True))
-
+    losses, cosines = _by_task(start), _cosines(start.gradients)
+    norm = float(start.gradients.mean_norm)
     return TeleportReport(
         step=step,
         epoch=epoch,
-        accepted=outcome.accepted,
-        reason=outcome.reason,
-        losses_before=by_task(before.losses),
-        losses_after=by_task(after.losses),
-        cosines_before=_cosines(before.gradients),
-        cosines_after={} if after.evaluated is None else _cosines(after.evaluated),
-        grad_norm_before=float(before.gradients.mean_norm),
-        grad_norm_after=None if after.evaluated is None else float(after.evaluated.mean_norm),
-        sigma=outcome.sigma,
-        drift=drift(after.losses, before.losses, invariance),
-        seconds=seconds,
-        forwards=outcome.forwards,
-        backwards=outcome.backwards,
-        reevaluated=after.evaluated is not None,
-        trace=outcome.trace,
+        accepted=False,
+        reason="",
+        losses_before=losses,
+        losses_after=losses.copy(),
+        cosines_before=cosines,
+        cosines_after=cosines.copy(),
+        grad_norm_before=norm,
+        grad_norm_after=norm,
+        sigma=0.0,
+        drift=0.0,
+        seconds=0.0,
+        forwards=0,
+        backwards=0,
     )
+
+
+def report_of_outcome(report: TeleportReport, outcome: Outcome, invariance: Invariance) -> TeleportReport:
+    """The report of a teleport that is over.
+
+    Args:
+        report: The report of its start.
+        outcome: Its outcome.
+        invariance: Which losses it held.
+    """
+    told = replace(report, accepted=outcome.accepted, reason=outcome.reason, sigma=outcome.sigma, trace=outcome.trace)
+    after = outcome.end
+    if after is not outcome.start:
+        told.losses_after = _by_task(after, outcome.start.gradients.names)
+        told.drift = drift(after.losses, outcome.start.losses, invariance)
+        told.cosines_after = {} if after.evaluated is None else _cosines(after.evaluated)
+        told.grad_norm_after = None if after.evaluated is None else float(after.evaluated.mean_norm)
+        told.reevaluated = after.evaluated is not None
+    return told
 
 
 def fill_in(reports: Sequence[TeleportReport], gradients: TaskGradients, step: int) -> TeleportReport | None:
@@ -182,6 +193,10 @@ def append_report(reports: list[TeleportReport], report: TeleportReport) -> None
     old = len(reports) - 1 - _TRACES_KEPT
     if old >= 0:
         reports[old] = replace(reports[old], trace=[])
+
+
+def _by_task(point: Point, names: Sequence[str] | None = None) -> dict[str, float]:
+    return dict(zip(point.gradients.names if names is None else names, point.losses.tolist(), strict=True))
 
 
 def _cosines(gradients: TaskGradients) -> dict[str, float]:

@@ -105,3 +105,55 @@ def test_a_tensor_with_a_graph_is_not_written_into() -> None:
     ModuleState([module]).restore()
     assert module.loss is loss
     assert loss._version == version
+
+
+def test_tensors_of_all_layouts_and_shared_ones_come_back() -> None:
+    module = nn.Module()
+    module.plain = module.same = torch.ones(3)
+    module.transposed, module.sparse = torch.ones(2, 3).T, torch.eye(2).to_sparse()
+    module.inside = torch.ones(4)[1:3]
+    state = ModuleState([module])
+    with torch.no_grad():
+        for tensor in (module.plain, module.transposed, module.sparse, module.inside):
+            tensor.mul_(5)
+    # Writing through `.data`, and onto other memory, is seen as well.
+    module.plain.data = torch.zeros(3)
+    state.restore()
+    assert module.same is module.plain
+    for tensor, expected in (
+        (module.plain, torch.ones(3)),
+        (module.transposed, torch.ones(3, 2)),
+        (module.inside, torch.ones(2)),
+    ):
+        assert torch.equal(tensor, expected)
+    assert torch.equal(module.sparse.to_dense(), torch.eye(2))
+
+
+def test_containers_that_change_in_place_come_back() -> None:
+    module = nn.Module()
+    module.items_, module.table = [1, 2], {"a": 1, "b": 2}
+    state = ModuleState([module])
+    first, second = module.items_, module.table
+    module.items_[0], module.table["b"] = 5, 7
+    state.restore()
+    assert (first, second) == ([1, 2], {"a": 1, "b": 2})
+    # The same values under other keys.
+    value = module.table.pop("a")
+    module.table = second
+    second.clear()
+    second.update({"c": value, "b": 2})
+    state.restore()
+    assert second == {"a": 1, "b": 2}
+    assert list(second) == ["a", "b"]
+
+
+def test_attributes_that_appear_vanish_or_change_places_come_back() -> None:
+    module, other = nn.Module(), nn.Module()
+    module.a, module.b, other.c = "one", "two", "three"
+    state = ModuleState([module, other])
+    # As many attributes as before, and the same objects in another order.
+    module.a, module.b = module.b, module.a
+    del other.c
+    other.d = "three"
+    state.restore()
+    assert (module.a, module.b, other.c) == ("one", "two", "three")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_cost import Outcome, Point, TaskGradients, TeleportReport
-from lightning_cost._teleport.report import append_report, make_report, without_traces
+from lightning_cost._teleport.report import append_report, report_of_outcome, report_of_start, without_traces
 from tests.support.nets import Net, fit, make_batches
 from tests.support.teleporting import Spy, teleporter
 
@@ -43,7 +43,7 @@ def test_reports_are_those_of_an_independent_measurement() -> None:
 def report_of(step: int) -> TeleportReport:
     point = Point(torch.tensor([1.0, 2.0]), TaskGradients(["left", "right"], torch.eye(2)))
     outcome = Outcome(True, "accepted", point, point, trace=[{"stage": "start", "drift": 0.0}])
-    return make_report(outcome, "per_task", step, epoch=1, seconds=0.5)
+    return report_of_outcome(report_of_start(point, step, epoch=1), outcome, "per_task")
 
 
 def test_only_the_last_ten_reports_keep_their_traces() -> None:
@@ -71,13 +71,17 @@ def test_a_report_has_the_figures_of_its_outcome() -> None:
     start = Point(torch.tensor([1.0, 2.0]), TaskGradients(["left", "right"], torch.tensor([[3.0, 0.0], [0.0, 4.0]])))
     end = Point(torch.tensor([1.1, 1.9]), TaskGradients(["left", "right"], torch.tensor([[3.0, 0.0], [3.0, 0.0]])))
     outcome = Outcome(True, "accepted", start, end, sigma=0.25, forwards=2, backwards=3)
-    found = make_report(outcome, "per_task", step=7, epoch=1, seconds=0.5)
+    started = report_of_start(start, step=7, epoch=1)
+    found = report_of_outcome(started, outcome, "per_task")
     assert (found.step, found.epoch, found.accepted, found.reason) == (7, 1, True, "accepted")
-    assert (found.sigma, found.seconds, found.forwards, found.backwards) == (0.25, 0.5, 2, 3)
+    assert found.sigma == 0.25
     assert found.losses_before == {"left": 1.0, "right": 2.0}
     assert found.losses_after == pytest.approx({"left": 1.1, "right": 1.9})
     assert found.cosines_before == pytest.approx({"left": 0.6, "right": 0.8})
     assert found.cosines_after == pytest.approx({"left": 1.0, "right": 1.0})
     assert (found.grad_norm_before, found.grad_norm_after) == pytest.approx((2.5, 3.0))
     assert found.drift == pytest.approx(0.1)
-    assert make_report(outcome, "mean", 7, 1, 0.5).drift == pytest.approx(0.0, abs=1e-6)
+    assert report_of_outcome(started, outcome, "mean").drift == pytest.approx(0.0, abs=1e-6)
+    # The report of the start is what an exception leaves.
+    assert (started.accepted, started.losses_after, started.drift) == (False, started.losses_before, 0.0)
+    assert started.cosines_after == started.cosines_before
