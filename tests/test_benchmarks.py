@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from benchmarks import ddp, networks, step, teleport
+from benchmarks import ddp, many, networks, step, teleport
 
 
 def test_every_variant_of_a_step_trains() -> None:
@@ -35,3 +35,23 @@ def test_tasks_of_the_steps_agree() -> None:
     network = networks.NETWORKS["resnet18"].make(3)
     rows = torch.cat([head.weight for head in network.heads])  # type: ignore[union-attr]
     assert bool((rows > 0).float().mean() > 0.99)
+
+
+def test_events_of_many_tasks_leave_training_as_it_was() -> None:
+    problem = "digits:many,num_train=128"
+    row = many.settings()[0]
+
+    def losses(tries: bool) -> list[list[float]]:
+        seen = []
+        for model, surface, start, held_out in many.events(problem, seed=0, count=2, earliest=1, apart=2):
+            seen.append(start.losses.tolist())
+            if tries:
+                tried = many.try_setting(row, model, surface, start, held_out[:1])
+                assert tried.cost > 0
+                followed = many.follow(surface, start)
+                assert followed[0.25].drift_after_chord < followed[2.0].drift_after_chord
+                many.table_of_settings({row.name: [tried]}, "")
+                many.table_of_lengths([followed], "")
+        return seen
+
+    assert losses(tries=True) == losses(tries=False)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cost import MultiTaskMixin, Point, Surface, SymmetryTeleportCallback, TaskGradients
+from lightning_cost._derivatives import EPSILON, hessian_vector
 from lightning_cost.objectives import ConflictAlignment, Objective
 from lightning_cost.triggers import dominated_conflict
 
@@ -23,6 +24,7 @@ __all__ = [
     "OptionsOfMixin",
     "RunningDirection",
     "SmoothedTrigger",
+    "SoftMinimum",
 ]
 
 
@@ -181,3 +183,47 @@ class RunningDirection(ConflictAlignment):
 
     def __repr__(self) -> str:
         return f"RunningDirection(decay={self.decay}, every={self.every})"
+
+
+class SoftMinimum(Objective):
+    r"""A soft minimum of the cosines, which lifts all tasks in conflict at once instead of the worst one alone.
+
+    It climbs along :math:`\sum_i w_i \nabla \cos \phi_{i0}` with :math:`w = \mathrm{softmax}(-\cos\phi_{\cdot 0} / T)`:
+    a Hessian-vector product for the mean, and one for each task with a weight of 1 % or more. What has to grow is the
+    smallest cosine itself.
+
+    Args:
+        temperature: :math:`T`. A small one leaves the worst task alone.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        self.temperature = temperature
+        self._worst = ConflictAlignment()
+
+    @override
+    def value(self, surface: Surface, point: Point) -> float:
+        return self._worst.value(surface, point)
+
+    @override
+    def aim(self, value: float) -> float:
+        return self._worst.aim(value)
+
+    @override
+    def value_and_gradient(self, surface: Surface, point: Point) -> tuple[float, Tensor]:
+        gradients = point.gradients
+        matrix, mean, norms, cosines = gradients.matrix, gradients.mean, gradients.norms, gradients.cosines
+        weights = torch.softmax(-cosines / self.temperature, dim=0)
+        unit, norm = mean / gradients.mean_norm, gradients.mean_norm
+        turned = ((weights / norms) @ matrix - (weights @ cosines) * unit) / norm
+        everyone = torch.full_like(weights, 1 / len(weights))
+        total = hessian_vector(surface, everyone, mean, turned, EPSILON)
+        for index, (row, weight) in enumerate(zip(matrix, weights.tolist(), strict=True)):
+            if weight >= 0.01:
+                vector = (unit - cosines[index] * row / norms[index]) * (weight / norms[index])
+                only = torch.zeros_like(weights)
+                only[index] = 1
+                total.add_(hessian_vector(surface, only, row, vector, EPSILON))
+        return self.value(surface, point), total
+
+    def __repr__(self) -> str:
+        return f"SoftMinimum(temperature={self.temperature})"

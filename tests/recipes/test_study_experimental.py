@@ -5,7 +5,7 @@ import torch
 
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.objectives import ConflictAlignment
-from lightning_cost.surface import Point
+from lightning_cost.surface import Point, Surface
 from recipes.study.experimental import (
     EpochTeleportCallback,
     LookAhead,
@@ -13,6 +13,7 @@ from recipes.study.experimental import (
     OptionsOfMixin,
     RunningDirection,
     SmoothedTrigger,
+    SoftMinimum,
 )
 from tests.support.nets import Net, fit, make_batches
 
@@ -88,3 +89,27 @@ def test_a_running_direction_averages_the_gradients_of_teleports(monkeypatch):
 def test_an_option_that_the_mixin_lacks_is_refused():
     with pytest.raises(ValueError, match=r"no options \['weights_evry'\]"):
         OptionsOfMixin(weights_evry=2)
+
+
+def test_a_soft_minimum_climbs_along_the_weighted_cosines(monkeypatch):
+    monkeypatch.setattr("recipes.study.experimental.EPSILON", 1e-6)
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(4, dtype=torch.float64))
+    matrices = torch.randn(3, 4, 4, dtype=torch.float64)
+
+    def losses():
+        return {name: (weight @ matrix).pow(2).sum().sin() for name, matrix in zip("abc", matrices, strict=True)}
+
+    surface, objective = Surface(losses, [weight]), SoftMinimum(temperature=0.5)
+    start = surface.point()
+    weights = torch.softmax(-start.gradients.cosines / 0.5, dim=0)
+    value, gradient = objective.value_and_gradient(surface, start)
+    assert value == pytest.approx(float(start.gradients.cosines.min()))
+    expected = []
+    for direction in torch.eye(4, dtype=torch.float64):
+        ends = []
+        for length in (1e-5, -1e-5):
+            with surface.displaced(direction, length):
+                ends.append(float(weights @ surface.point().gradients.cosines))
+        expected.append((ends[0] - ends[1]) / 2e-5)
+    assert gradient.tolist() == pytest.approx(expected, rel=1e-3)
