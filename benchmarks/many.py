@@ -141,7 +141,7 @@ def follow(surface: Surface, start: Point) -> dict[float, Followed]:
         return losses, largest_change(losses, start.losses), surface.point()
 
     slopes = (there(_PROBE)[2].gradients.cosines - cosines) / _PROBE
-    found = {}
+    found = {0.0: Followed(0.0, 0.0, float(cosines[worst]), True, 0.0, 0.0, "")}
     for factor in LENGTHS:
         losses, change, end = there(factor)
         after = end.gradients.cosines
@@ -198,7 +198,7 @@ def table_of_lengths(followed: list[dict[float, Followed]], title: str) -> Table
         "drifts most",
     ):
         table.add_column(heading, justify="right")
-    for length in LENGTHS:
+    for length in followed[0]:
         rows = [event[length] for event in followed]
         names = [row.drifting for row in rows]
         most = max(names, key=names.count)
