@@ -20,7 +20,7 @@ from torch.nn import Parameter
 __all__: list[str] = []
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_CONTAINERS = (list, dict, set, deque)
+_CONTAINERS = (list, set, deque)
 _UNCHANGING = frozenset({bool, int, float, str, tuple, type(None), torch.dtype, torch.device})
 
 
@@ -59,20 +59,31 @@ class BufferState:
 
     Args:
         modules: The modules.
+
+    Attributes:
+        places: The dictionary of buffers of each module, and what it holds now.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._places = [(owner, dict(owner._buffers)) for owner in modules]
-        self._values = _Values(b for _, buffers in self._places for b in buffers.values() if b is not None)
+        self.places = [(owner._buffers, dict(owner._buffers)) for owner in modules]
+        self._values = _Values(b for _, buffers in self.places for b in buffers.values() if b is not None)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Set the buffers to what they were, and remove those that were not there."""
-        for owner, buffers in self._places:
-            if not _are_the_same(owner._buffers, buffers):
-                for name in owner._buffers.keys() - buffers.keys():
-                    del owner._buffers[name]
-                owner._buffers.update(buffers)
+        self.restore_places()
+        self.restore_values()
+
+    def restore_places(self) -> None:
+        """Put back the tensors themselves, whatever their values are."""
+        for now, buffers in self.places:
+            if not _are_the_same(now, buffers):
+                for name in now.keys() - buffers.keys():
+                    del now[name]
+                now.update(buffers)
+
+    @torch.no_grad()
+    def restore_values(self) -> None:
+        """Set the tensors to what they were."""
         self._values.restore()
 
 
@@ -90,9 +101,8 @@ class ModuleState:
     def __init__(self, modules: Iterable[nn.Module], written: Iterable[Parameter] = ()) -> None:
         parts = list(modules)
         self._buffers = BufferState(parts)
-        self._attributes = [(part, dict(vars(part))) for part in parts]
-        self._vars = [vars(part) for part in parts]
-        self._objects = list(_names_and_values(self._vars))
+        self._attributes = [(vars(part), dict(vars(part))) for part in parts]
+        self._tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         tensors, self._contents = list[Tensor](written), list[Callable[[], object]]()
         for _, attributes in self._attributes:
             for name, value in attributes.items():
@@ -100,22 +110,33 @@ class ModuleState:
                     continue
                 if type(value) is Tensor and value.layout is torch.strided and not value.requires_grad:
                     tensors.append(value)
-                    continue
-                undo = _undo(value)
-                if undo is not None:
-                    self._contents.append(undo)
+                elif isinstance(value, dict):
+                    self._tables.append((value, dict(value)))
+                else:
+                    undo = _undo(value)
+                    if undo is not None:
+                        self._contents.append(undo)
         self._values = _Values(tensors)
+        self._dictionaries = [now for now, _ in (*self._buffers.places, *self._attributes, *self._tables)]
+        self._entries = list(_names_and_values(self._dictionaries))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Undo what has happened since."""
-        self._buffers.restore()
-        # Most evaluations set no attribute. Then there is nothing to look for in each module.
-        unchanged = 2 * sum(map(len, self._vars)) == len(self._objects) and all(
-            map(is_, _names_and_values(self._vars), self._objects)
+        # Most evaluations put no other object anywhere. One look at all dictionaries is faster than one at each.
+        unchanged = 2 * sum(map(len, self._dictionaries)) == len(self._entries) and all(
+            map(is_, _names_and_values(self._dictionaries), self._entries)
         )
-        for part, attributes in () if unchanged else self._attributes:
-            now = vars(part)
+        if not unchanged:
+            self._restore_entries()
+        self._buffers.restore_values()
+        self._values.restore()
+        for undo in self._contents:
+            undo()
+
+    def _restore_entries(self) -> None:
+        self._buffers.restore_places()
+        for now, attributes in self._attributes:
             if _are_the_same(now, attributes):
                 continue
             # Only what differs: compiled code checks whether a dictionary has been written to.
@@ -126,9 +147,10 @@ class ModuleState:
             for name, value in attributes.items():
                 if (name not in now or now[name] is not value) and not inspect.isroutine(value):
                     now[name] = value
-        self._values.restore()
-        for undo in self._contents:
-            undo()
+        for table, content in self._tables:
+            if not _are_the_same(table, content):
+                table.clear()
+                table.update(content)
 
 
 def _names_and_values(attributes: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
@@ -165,8 +187,6 @@ def _write(tensor: Tensor, value: Tensor) -> None:
 
 def _refill(container: Any, content: Any) -> None:
     if isinstance(container, list) and len(container) == len(content) and all(map(is_, container, content)):
-        return
-    if isinstance(container, dict) and _are_the_same(container, content):
         return
     container.clear()
     if isinstance(container, (list, deque)):
