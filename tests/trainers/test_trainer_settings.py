@@ -76,9 +76,10 @@ def test_a_window_that_was_stopped_leaves_nothing_for_the_next_fit(training: Tra
     fresh = Validated(training.method())
     fresh.load_state_dict(stopped.state_dict())
     assert any(parameter.grad is not None for parameter in stopped.parameters())
-    # What is known of the size of the gradients decides which row comes by subtraction, that is the rounding.
+    # What is known of the size of the gradients decides which row comes by subtraction, that is the rounding. The
+    # finite difference of a teleport multiplies it by 200.
     (one, _), (two, _) = again(stopped), again(fresh)
-    torch.testing.assert_close(values_of(one), values_of(two), rtol=0, atol=1e-6)
+    torch.testing.assert_close(values_of(one), values_of(two), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("algorithm", "limit"), [("norm", 0.1), ("value", 0.02)])
