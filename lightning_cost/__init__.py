@@ -6,6 +6,7 @@ from lightning_cost.callback import SymmetryTeleportCallback
 from lightning_cost.gradients import TaskGradients
 from lightning_cost.methods import ScaleInvariant
 from lightning_cost.mixin import MultiTaskMixin
+from lightning_cost.monitor import ConflictMonitor, ConflictSummary
 from lightning_cost.objectives import (
     ConflictAlignment,
     GradientNorm,
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConflictAlignment",
+    "ConflictMonitor",
+    "ConflictSummary",
     "DominatedConflict",
     "GradientNorm",
     "LevelSetSearch",

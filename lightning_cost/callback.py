@@ -19,7 +19,6 @@ from lightning_cost._lightning.checks import (
     allow_repeated_backward,
     check_automatic_optimization,
     check_optimizer,
-    check_package,
     check_strategy,
     gradient_scaler,
 )
@@ -32,7 +31,7 @@ from lightning_cost._training.engine import Engine
 from lightning_cost._training.evaluate import grads_are_finite
 from lightning_cost._training.step import Window
 from lightning_cost.invariance import Invariance
-from lightning_cost.mixin import MultiTaskMixin
+from lightning_cost.mixin import MultiTaskMixin, check_is_multi_task
 from lightning_cost.objectives import Objective, SampledSharpness
 from lightning_cost.searches import PenaltySearch, Search
 from lightning_cost.triggers import TRIGGERS, DominatedConflict, Schedule, Trigger, TriggerName
@@ -208,12 +207,7 @@ class SymmetryTeleportCallback(Callback):
         self._epoch = EpochCounts()
         self._repeats.teleports_left = 0
         self._asked, self._warned = None, False
-        check_package(type(trainer), "Trainer")
-        if not isinstance(pl_module, MultiTaskMixin):
-            raise MisconfigurationException(
-                f"SymmetryTeleportCallback needs a module that subclasses MultiTaskMixin; {type(pl_module).__name__}"
-                " does not. Write `class YourModule(MultiTaskMixin, LightningModule)` and its `task_losses`."
-            )
+        check_is_multi_task(pl_module, type(trainer), "SymmetryTeleportCallback")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [other for other in callbacks if isinstance(other, SymmetryTeleportCallback)]
         if len(others) > 1:

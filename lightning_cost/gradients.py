@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cost._arguments import as_names, check_among, check_floating
+from lightning_cost._min_norm import min_norm_weights
 from lightning_cost._vectors import combine
 
 __all__ = ["TaskGradients"]
@@ -112,6 +113,34 @@ class TaskGradients:
         gramian = self.gramian.cpu().double()
         norms = gramian.diagonal().clamp_min(0).sqrt()
         return _safe_divide(gramian, norms[:, None] * norms[None, :]).to(self.matrix)
+
+    @cached_property
+    def pareto_stationarity(self) -> Tensor:
+        r"""The norm of the shortest convex combination of the task gradients, a scalar.
+
+        .. math:: \min_{\alpha \ge 0, \sum_i \alpha_i = 1} \Big\| \sum_i \alpha_i g_i \Big\|
+
+        It is 0 where no direction decreases all losses to first order: the shared parameters are *Pareto stationary*.
+        Theorem 1 is about this. It is never larger than :attr:`mean_norm`, nor than the smallest of :attr:`norms`, so a
+        task without a gradient makes it 0. (Désidéri, 2012; MGDA updates with this vector.)
+
+        Raises:
+            ValueError: If there is no task, or a gradient that is not finite.
+
+        Example:
+            >>> import torch
+            >>> TaskGradients(["left", "right"], torch.eye(2)).pareto_stationarity
+            tensor(0.7071)
+        """
+        self._check_tasks()
+        if not self.is_finite:
+            raise ValueError(
+                "`pareto_stationarity` needs finite task gradients; look at `is_finite` first. With a gradient scaler,"
+                " they may overflow, and the scaler skips the step."
+            )
+        # Not from the Gramian, as in `cosines`.
+        norm: Tensor = combine(self.matrix, min_norm_weights(self.gramian_on_host).to(self.matrix)).norm()
+        return norm
 
     @cached_property
     def is_finite(self) -> bool:

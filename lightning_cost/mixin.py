@@ -25,6 +25,20 @@ __all__ = ["MultiTaskMixin"]
 _CHECKPOINT_KEY = "lightning_cost"
 
 
+def check_is_multi_task(module: object, trainer: type, who: str) -> None:
+    """Refuse, on behalf of a callback, modules that are not multi-task, and what is of ``pytorch_lightning``.
+
+    Raises:
+        MisconfigurationException: If the module does not subclass :class:`MultiTaskMixin`.
+    """
+    check_package(trainer, "Trainer")
+    if not isinstance(module, MultiTaskMixin):
+        raise MisconfigurationException(
+            f"{who} needs a module that subclasses MultiTaskMixin; {type(module).__name__} does not. Write `class"
+            " YourModule(MultiTaskMixin, LightningModule)` and its `task_losses`."
+        )
+
+
 class MultiTaskMixin(LightningModule):
     """Trains a LightningModule with several task losses and any TorchJD method.
 

@@ -1,4 +1,4 @@
-"""Figures of teleports and of training with them, after Fig. 3, 5b and 8 of the paper.
+"""Figures of conflict, of teleports, and of training with them, after Fig. 3, 5b and 8 of the paper.
 
 Every function takes a mapping from titles to what their panels show, and returns a :class:`matplotlib.figure.Figure`.
 Save it with ``figure.savefig(path)``. In a notebook, a cell that ends with the figure shows it. The figure does not
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_cost._arguments import check_integer, describe
 from lightning_cost._teleport.report import TeleportReport
+from lightning_cost.monitor import ConflictSummary
 
 try:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ except ImportError as error:
         "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
     ) from error
 
-__all__ = ["ConflictTrace", "before_after", "conflict_against_loss", "teleport_trace"]
+__all__ = ["ConflictTrace", "before_after", "conflict_against_loss", "conflict_heat_map", "teleport_trace"]
 
 # The colors of Okabe and Ito, which most color-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -70,6 +71,41 @@ class ConflictTrace:
         lengths = {"steps": len(self.steps), "losses": len(self.losses), "conflicts": len(self.conflicts)}
         if len(set(lengths.values())) > 1 or not lengths["steps"]:
             raise ValueError(f"ConflictTrace needs the same number of entries in each, at least one; got {lengths}.")
+
+
+def conflict_heat_map(summaries: Mapping[str, ConflictSummary], columns: int = 2) -> Figure:
+    r"""Draw which tasks conflict with which, from what :class:`~lightning_cost.monitor.ConflictMonitor` measured.
+
+    A color is the mean cosine :math:`\cos \phi_{ij}` of the gradients of two tasks: blue where they agree, red where
+    they conflict. The last column is the cosine :math:`\cos \phi_{i0}` with the mean gradient. The number is the share
+    of the measured steps with a negative cosine.
+
+    Args:
+        summaries: Summaries, by the title of their panel.
+        columns: Panels per row.
+
+    Raises:
+        TypeError: If something else is in ``summaries``.
+        ValueError: If there is no summary, or one of no steps, or if ``columns`` is below 1.
+    """
+    check_integer("columns", columns, 1)
+    _check_panels("summaries", summaries)
+    for title, summary in summaries.items():
+        if not isinstance(summary, ConflictSummary):
+            raise TypeError(
+                f"`summaries[{title!r}]` must be a ConflictSummary, such as `monitor.summary`; got {describe(summary)}"
+                f" of type {type(summary).__name__}."
+            )
+        if not summary.steps:
+            raise ValueError(f"`summaries[{title!r}]` is of no steps, so there is nothing to draw. Train first.")
+    columns = min(columns, len(summaries))
+    rows, side = math.ceil(len(summaries) / columns), max(2.2, 0.42 * max(len(s.norms) for s in summaries.values()))
+    figure = _figure(columns, rows, width=side + 2.2, height=side + 1.2)
+    for index, (title, summary) in enumerate(summaries.items()):
+        ax = figure.add_subplot(rows, columns, index + 1)
+        _draw_heat_map(ax, summary)
+        ax.set_title(title)
+    return figure
 
 
 def teleport_trace(reports: Mapping[str, TeleportReport]) -> Figure:
@@ -200,6 +236,29 @@ def conflict_against_loss(runs: Mapping[str, ConflictTrace], columns: int = 2) -
 
 
 _POINTS: dict[str, Any] = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0}
+
+
+def _draw_heat_map(ax: Axes, summary: ConflictSummary) -> None:
+    tasks = list(summary.norms)
+    values, shares = np.full((2, len(tasks), len(tasks) + 1), np.nan)
+    for i, task in enumerate(tasks):
+        values[i, -1], shares[i, -1] = summary.cosines[task], summary.conflicts[task]
+    for (left, right), cosine in summary.pairwise_cosines.items():
+        i, j = tasks.index(left), tasks.index(right)
+        values[i, j] = values[j, i] = cosine
+        shares[i, j] = shares[j, i] = summary.pairwise_conflicts[left, right]
+    ax.pcolormesh(values, cmap="RdBu", vmin=-1, vmax=1, edgecolors="white", linewidth=1.5)
+    for (i, j), share in np.ndenumerate(shares):
+        if not np.isnan(share):
+            color = "white" if abs(values[i, j]) > 0.6 else "black"
+            ax.text(j + 0.5, i + 0.5, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
+    ax.set_xticks(np.arange(len(tasks) + 1) + 0.5, [*tasks, "mean"], rotation=90 if len(tasks) > 4 else 0)
+    ax.set_yticks(np.arange(len(tasks)) + 0.5, tasks)
+    ax.axvline(len(tasks), color="white", linewidth=6)
+    ax.invert_yaxis()
+    ax.set_aspect("equal")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
 
 
 def _draw_trace(top: Axes, bottom: Axes, trace: Sequence[Mapping[str, Any]]) -> None:

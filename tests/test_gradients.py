@@ -106,3 +106,36 @@ def test_conflicts_of_nearly_cancelling_rows_come_from_the_cosines() -> None:
     gradients = TaskGradients(["left", "right", "none"], torch.stack([row, other, torch.zeros_like(row)]))
     assert gradients.conflicts == tuple((gradients.cosines < 0).tolist())
     assert not gradients.conflicts[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]], 0.0),
+        ([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], 0.5**0.5),
+        ([[0.0, 3.0, 4.0]], 5.0),
+        ([[0.0, 3.0, 4.0], [0.0, 6.0, 8.0]], 5.0),
+        ([[0.0, 3.0, 4.0], [0.0, 0.0, 0.0]], 0.0),
+    ],
+)
+def test_pareto_stationarity_by_hand(rows: list[list[float]], expected: float) -> None:
+    gradients = TaskGradients([f"task{i}" for i in range(len(rows))], torch.tensor(rows))
+    assert gradients.pareto_stationarity.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_pareto_stationarity_survives_that_the_tasks_nearly_cancel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    row, change = torch.randn(2, 100_000, generator=generator)
+    gradients = TaskGradients(["left", "right"], torch.stack([row, -row + 1e-3 * change]))
+    left, right = gradients.matrix.double()
+    weight = ((right @ right - left @ right) / (left - right).square().sum()).clamp(0, 1)
+    expected = (weight * left + (1 - weight) * right).norm()
+    assert gradients.pareto_stationarity.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert gradients.pareto_stationarity <= gradients.mean_norm
+
+
+def test_pareto_stationarity_refuses_what_has_none() -> None:
+    with pytest.raises(ValueError, match="without tasks"):
+        _ = TaskGradients([], torch.empty(0, 3)).pareto_stationarity
+    with pytest.raises(ValueError, match="is_finite"):
+        _ = TaskGradients(["left", "right"], torch.tensor([[1.0, 2.0], [float("inf"), 0.0]])).pareto_stationarity

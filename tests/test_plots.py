@@ -6,8 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_cost import TeleportReport
-from lightning_cost.plots import ConflictTrace, before_after, conflict_against_loss, teleport_trace
+from lightning_cost import ConflictSummary, TeleportReport
+from lightning_cost.plots import (
+    ConflictTrace,
+    before_after,
+    conflict_against_loss,
+    conflict_heat_map,
+    teleport_trace,
+)
 
 
 def make_report(step=0, accepted=True, trace=(), before=(0.9, -0.3), after=(0.8, 0.1), norms=(2.0, 3.0)):
@@ -193,3 +199,51 @@ def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "lightning_cost.plots")
     with pytest.raises(ImportError, match=r"lightning_cost\.plots needs matplotlib.*'lightning-cost\[recipes\]'"):
         importlib.import_module("lightning_cost.plots")
+
+
+SUMMARY = ConflictSummary(
+    steps=8,
+    skipped=0,
+    norms={"left": 1.0, "right": 2.0, "ink": 0.5},
+    cosines={"left": 0.5, "right": 0.9, "ink": -0.25},
+    conflicts={"left": 0.125, "right": 0.0, "ink": 0.75},
+    pairwise_cosines={("left", "right"): 0.2, ("left", "ink"): -0.7, ("right", "ink"): -0.1},
+    pairwise_conflicts={("left", "right"): 0.25, ("left", "ink"): 1.0, ("right", "ink"): 0.5},
+    dominated=0.75,
+    weak=1.0,
+    mean_norm=0.8,
+    pareto_stationarity=0.3,
+)
+
+
+def test_a_heat_map_has_every_pair_twice_and_the_mean_last():
+    figure = drawn(conflict_heat_map({"LS": SUMMARY, "UPGrad": SUMMARY}))
+    assert titles(figure) == ["LS", "UPGrad"]
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["left", "right", "ink", "mean"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["left", "right", "ink"]
+    texts = {(t.get_position()[1] - 0.5, t.get_position()[0] - 0.5): t.get_text() for t in ax.texts}
+    assert texts == {
+        (0, 1): "25%",
+        (1, 0): "25%",
+        (0, 2): "100%",
+        (2, 0): "100%",
+        (1, 2): "50%",
+        (2, 1): "50%",
+        (0, 3): "12%",
+        (1, 3): "0%",
+        (2, 3): "75%",
+    }
+    values = ax.collections[0].get_array()
+    assert values[0, 2] == values[2, 0] == -0.7
+    assert values[2, 3] == -0.25
+    assert [bool(values.mask[i, i]) for i in range(3)] == [True] * 3
+
+
+def test_a_heat_map_refuses_what_is_no_summary():
+    with pytest.raises(TypeError, match="summaries\\['LS'\\]"):
+        conflict_heat_map({"LS": "summary"})
+    with pytest.raises(ValueError, match="no steps"):
+        conflict_heat_map({"LS": replace(SUMMARY, steps=0)})
+    with pytest.raises(ValueError, match="columns"):
+        conflict_heat_map({"LS": SUMMARY}, columns=0)

@@ -20,8 +20,9 @@ TESTS = [path for path in sorted(HERE.rglob("*.py")) if "recipes" not in path.pa
 # From the top down. A module imports from lower layers, or from its own.
 LAYERS = [
     {"lightning_cost"},
-    {"lightning_cost.callback"},
-    {"lightning_cost.plots", "lightning_cost.mixin"},
+    {"lightning_cost.callback", "lightning_cost.plots"},
+    {"lightning_cost.monitor"},
+    {"lightning_cost.mixin"},
     {"lightning_cost._teleport"},
     {"lightning_cost.searches"},
     {"lightning_cost.objectives"},
@@ -29,7 +30,12 @@ LAYERS = [
     {"lightning_cost.surface", "lightning_cost.invariance", "lightning_cost.triggers"},
     {"lightning_cost._training", "lightning_cost.methods", "lightning_cost.metrics"},
     {"lightning_cost.gradients"},
-    {"lightning_cost._lightning", "lightning_cost._vectors", "lightning_cost._arguments"},
+    {
+        "lightning_cost._lightning",
+        "lightning_cost._vectors",
+        "lightning_cost._min_norm",
+        "lightning_cost._arguments",
+    },
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import warnings
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.distributed.nn.functional import all_reduce
 from torchjd.aggregation import UPGrad
 
-from lightning_cost import SymmetryTeleportCallback, TaskGradients
+from lightning_cost import ConflictMonitor, SymmetryTeleportCallback, TaskGradients
 from lightning_cost._training.engine import Engine
 from lightning_cost.objectives import ConflictAlignment, RandomDirection
 from lightning_cost.surface import Point, Surface
@@ -59,6 +61,10 @@ class NormNet(Net):
         # Before the normalization its gradient is zero but for rounding, which Adam would blow up.
         first[0].bias = None
         self.backbone = nn.Sequential(first, SyncNorm(6), nn.Tanh(), make_mlp(6, 4))
+
+
+def none() -> None:
+    return None
 
 
 @dataclass
@@ -102,6 +108,16 @@ def train(rank: int, run: Run, size: int = 2, ckpt_path: Any = None) -> dict[str
         "rates": Engine(module).state_dict()["rates"],
         "steps": trainer.global_step,
     }
+
+
+def watched(rank: int, size: int = 2) -> tuple[dict[str, float], int]:
+    """What a monitor has measured, flat, and how many lines it has printed."""
+    monitor, printed = ConflictMonitor(every_n_steps=3), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        train(rank, Run(callback=none, trainer={"callbacks": [monitor]}), size)
+    return {"/".join(key): mean.value for key, mean in monitor._sums.means.items()}, len(
+        printed.getvalue().splitlines()
+    )
 
 
 def warned(rank: int, run: Run) -> list[str]:

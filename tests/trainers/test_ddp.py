@@ -31,6 +31,7 @@ from tests.support.ddp_runs import (
     alone,
     fires_on_first_rank_only,
     fires_on_second_rank_only,
+    none,
     resumed,
     scaler_plugins,
     train,
@@ -43,10 +44,6 @@ from tests.support.teleporting import assert_same, teleporter
 
 LEVEL_SET = partial(teleporter, check_every_n_steps=5)
 PENALTY = partial(teleporter, check_every_n_steps=5, search=PenaltySearch(steps=3, lr=1e-3))
-
-
-def none() -> None:
-    return None
 
 
 def assert_ranks_agree(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torchjd.aggregation import MGDA, GradDrop, UPGrad
 from torchjd.scalarization import FAMO
 
-from tests.support.ddp_runs import IdleNet, MissingNet, NormNet, Run, alone, scaler_plugins, train
+from tests.support.ddp_runs import IdleNet, MissingNet, NormNet, Run, alone, none, scaler_plugins, train
 from tests.support.nets import Net
 from tests.support.ranks import RankPool
 from tests.support.teleporting import assert_same, teleporter
@@ -18,10 +18,6 @@ from tests.support.teleporting import assert_same, teleporter
 DEFERRED = partial(teleporter, check_every_n_steps=5, reevaluate=False)
 FEATURES = {"task_gradients_of": "features"}
 EVERY_THIRD = {"weights_every": 3}
-
-
-def none() -> None:
-    return None
 
 
 def both_of(ranks: RankPool, run: Run) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lightning_cost import DominatedConflict, SymmetryTeleportCallback, TaskGrad
 from lightning_cost._training import accumulator
 from lightning_cost._training.engine import Engine
 from lightning_cost.triggers import dominated_conflict
-from tests.support.ddp_runs import MissingNet, NormNet, Run, alone, scaler_plugins, train
+from tests.support.ddp_runs import MissingNet, NormNet, Run, alone, none, scaler_plugins, train
 from tests.support.nets import Batch, Net, fit, make_batches, make_trainer
 from tests.support.ranks import RankPool
 from tests.support.teleporting import NoisyNet, SaveAt, StatefulBatches, assert_same, teleporter, without_time
@@ -29,10 +29,6 @@ SCALES = (1.0, 0.5, 2.0, 0.02, 1.0)
 
 LAZY = partial(teleporter, trigger=DominatedConflict(all_tasks_every=50))
 EXACT = partial(teleporter, trigger=dominated_conflict)
-
-
-def none() -> None:
-    return None
 
 
 class FiveTasks(Net):
