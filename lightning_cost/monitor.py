@@ -42,8 +42,8 @@ class ConflictSummary:
         dominated: Share of the steps in which the task with the smallest gradient conflicts with the mean (Eq. 3).
         weak: Share of the steps in which any two tasks conflict.
         mean_norm: Mean norm :math:`\|g_0\|` of the mean gradient.
-        pareto_stationarity: Mean of :attr:`TaskGradients.pareto_stationarity
-            <lightning_cost.gradients.TaskGradients.pareto_stationarity>`.
+        pareto_stationarity: Mean of
+            :attr:`~lightning_cost.gradients.TaskGradients.pareto_stationarity`.
     """
 
     steps: int
