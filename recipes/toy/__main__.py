@@ -24,6 +24,8 @@ _SHIFT = 0.1
 _CAPTION = f"""\
 LS is the mean of the losses. COST is the default callback, but with invariance="mean" (and start_epoch=0, since a run \
 is one epoch): with the default, per_task, no direction is left, since the gradients of two tasks span the plane.
+"paper" is SymmetryTeleportCallback.paper() at every 10th step, also with the mean. It checks no loss afterwards, so \
+the mean loss may rise. Rise: the largest rise of the mean loss by one teleport.
 All three starts are shown. From the second, LS does not get stuck, and teleports only delay it.
 Gap: by how much both losses can still fall at once; 0 on the Pareto front. A run stops at a gap of {REACHED:g}.
 The learning rate and the betas of Adam were chosen so that COST needs fewer than 1300 steps, while LS is still stuck; \
@@ -36,7 +38,20 @@ def main(args: Sequence[str] | None = None) -> None:
     be_a_quiet_worker()
     starts, seed = _starts(options.seed), options.seed or 0
     cost = partial(SymmetryTeleportCallback, start_epoch=0, seed=seed)
-    methods = {"LS": lambda: None, "+ COST": partial(cost, invariance="mean"), "+ COST, per_task": cost}
+    paper = partial(
+        SymmetryTeleportCallback.paper,
+        start_epoch=0,
+        max_per_epoch=None,
+        check_every_n_steps=10,
+        invariance="mean",
+        seed=seed,
+    )
+    methods = {
+        "LS": lambda: None,
+        "+ COST": partial(cost, invariance="mean"),
+        "+ COST, per_task": cost,
+        "+ COST, paper": paper,
+    }
     if options.controls:
         methods["+ COST, random"] = partial(cost, invariance="mean", objective=RandomDirection())
         methods["+ COST, reversed"] = partial(cost, invariance="mean", objective=Reversed(ConflictAlignment()))
@@ -51,7 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
     console.print(_CAPTION, highlight=False)
     options.output.mkdir(parents=True, exist_ok=True)
     image = options.output / "trajectories.png"
-    draw({"LS": runs["LS"], "LS with COST": runs["+ COST"]}, image)
+    draw(
+        {"LS": runs["LS"], "LS with COST": runs["+ COST"], "LS with COST, paper's search": runs["+ COST, paper"]}, image
+    )
     console.print(f"Figure: {image}", highlight=False)
 
 
@@ -76,7 +93,7 @@ def _table(starts: Sequence[tuple[float, float]], runs: Mapping[str, Sequence[Ru
     table = Table(title="Two parameters, two losses, three starts")
     for heading in ("start", "method"):
         table.add_column(heading, no_wrap=True)
-    for heading in (*TASKS, "gap", "steps", "teleports"):
+    for heading in (*TASKS, "gap", "steps", "teleports", "rise"):
         table.add_column(heading, justify="right", no_wrap=True)
     for index, (t1, t2) in enumerate(starts):
         for method, of_method in runs.items():
@@ -88,6 +105,7 @@ def _table(starts: Sequence[tuple[float, float]], runs: Mapping[str, Sequence[Ru
                 "[green]front" if run.reached else f"[red]{run.gaps[-1]:.2f}",
                 str(run.steps),
                 f"{len(run.jumps)}/{len(run.reports)}" if run.reports else "",
+                f"{run.largest_rise:.2f}" if len(run.jumps) else "",
             )
         table.add_section()
     return table

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["STARTS", "TASKS", "gap_to_front", "pareto_front", "toy_losses"]
+from lightning_cost import TaskGradients
+
+__all__ = ["STARTS", "TASKS", "gap_to_front", "pareto_front", "pareto_stationarity", "toy_losses"]
 
 TASKS = ("L1", "L2")
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
@@ -74,6 +76,16 @@ def gap_to_front(theta: Tensor) -> float:
     difference, *front = _front_losses()
     best = [np.interp(losses[0] - losses[1], difference, loss) for loss in front]
     return float((losses - best).min())
+
+
+def pareto_stationarity(theta: Tensor) -> float:
+    """The norm of the shortest convex combination of both gradients: 0 where nothing lowers both to first order.
+
+    Args:
+        theta: A point (t1, t2), shape (2,).
+    """
+    rows = torch.autograd.functional.jacobian(toy_losses, theta.double())
+    return TaskGradients(TASKS, rows).pareto_stationarity.item()
 
 
 @cache

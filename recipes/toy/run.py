@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cost import SymmetryTeleportCallback, TeleportReport
 from recipes.toy.model import ToyModel
-from recipes.toy.problem import gap_to_front
+from recipes.toy.problem import gap_to_front, toy_losses
 
 __all__ = ["REACHED", "Run", "train"]
 
@@ -40,6 +41,12 @@ class Run:
     def steps(self) -> int:
         """Number of optimizer steps."""
         return len(self.points) - 1
+
+    @property
+    def largest_rise(self) -> float:
+        """The largest rise of the mean loss by one teleport; NaN without a teleport."""
+        before, after = toy_losses(self.jumps.double()).mean(dim=-1).unbind(1)
+        return max((after - before).tolist(), default=math.nan)
 
     @property
     def reached(self) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_cost import SymmetryTeleportCallback
-from recipes.toy import STARTS, ToyModel, gap_to_front, pareto_front, toy_losses, train
+from recipes.toy import STARTS, ToyModel, gap_to_front, pareto_front, pareto_stationarity, toy_losses, train
 from recipes.toy.__main__ import main
 
 STUCK = (STARTS[0], STARTS[2])
@@ -72,6 +72,16 @@ def test_gap_is_zero_on_the_front():
     assert [gap_to_front(here) for here in pareto_front()[::100]] == pytest.approx([0] * 21, abs=1e-9)
 
 
+def test_the_front_is_pareto_stationary_and_nothing_near_it_is():
+    assert [pareto_stationarity(here) for here in pareto_front()[::100]] == pytest.approx([0] * 21, abs=1e-6)
+    # Midway between two bowls the gradients are mirror images, so their mean is the shortest combination.
+    height = -5.0
+    fade = math.tanh(2.5)
+    slope = 0.02 * (height + 8) * fade - 0.5 * (1 - fade**2) * (4.9 - 20 + 0.01 * (height + 8) ** 2)
+    assert pareto_stationarity(point(0, height)) == pytest.approx(abs(slope))
+    assert all(pareto_stationarity(point(*start)) > 0.05 for start in STARTS)
+
+
 @pytest.mark.parametrize("start", STUCK)
 def test_ls_is_stuck(start):
     run = train(ToyModel(start, lr=LR), STEPS)
@@ -93,6 +103,16 @@ def test_cost_that_holds_the_mean_reaches_the_front(start):
     assert ((after - before).abs() <= 0.0201 * before.abs()).all()
 
 
+@pytest.mark.parametrize("start", STUCK)
+def test_the_search_of_the_paper_reaches_the_front_and_its_loss_may_rise(start):
+    paper = SymmetryTeleportCallback.paper(start_epoch=0, max_per_epoch=None, check_every_n_steps=10, invariance="mean")
+    run = train(ToyModel(start), 1300, paper)
+    assert run.reached
+    means = [sum(r.losses_after.values()) / 2 - sum(r.losses_before.values()) / 2 for r in run.reports if r.accepted]
+    assert run.largest_rise == pytest.approx(max(means), abs=1e-4)
+    assert run.largest_rise > 0.01
+
+
 def test_holding_both_losses_leaves_no_direction():
     start = STUCK[0]
     alone = train(ToyModel(start, lr=LR), 250)
@@ -108,7 +128,8 @@ def test_main_writes_the_figure_and_a_row_for_each_method(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(start in printed for start in ("(-8.5, 7.5)", "(-8.5, -5)", "(9, 9)"))
     assert all(
-        printed.count(f"{method} ") >= len(STARTS) for method in ("LS", "+ COST", "per_task", "random", "reversed")
+        printed.count(f"{method} ") >= len(STARTS)
+        for method in ("LS", "+ COST", "per_task", "paper", "random", "reversed")
     )
 
 
