@@ -34,7 +34,8 @@ class RecipeCLI(LightningCLI):
 
     - A checkpoint of another recipe, a damaged one, and options of the model that contradict it are refused by name.
     - Only `fit` writes a log. The others print their results, and draw into the folder of the checkpoint's run.
-    - If the configuration adds COST to another one, the log gets a folder of its own.
+    - The log gets a folder that is named after the layers of the configuration: `digits/ls` becomes
+      `digits/cagrad_cost` with the layers `cagrad.yaml` and `with_cost.yaml`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,12 +68,13 @@ class RecipeCLI(LightningCLI):
                 # What callbacks draw goes into the folder of the run.
                 folder = Path(path).resolve().parent
                 trainer.default_root_dir = str(folder.parent if folder.name == "checkpoints" else folder)
-        elif any(_TELEPORT in str(callback.get("class_path")) for callback in trainer.callbacks or []):
-            loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-            for logger in loggers:
+        else:
+            teleports = any(_TELEPORT in str(callback.get("class_path")) for callback in trainer.callbacks or [])
+            layers = [Path(str(path)) for path in self.config[self.subcommand].get("config") or []]
+            for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
                 options = getattr(logger, "init_args", None)
-                if options is not None and options.get("name") and "cost" not in options.name.split("/")[-1]:
-                    options.name += "" if options.name.endswith("paper") else "_cost"
+                if options is not None and options.get("name"):
+                    options.name = _log_name(options.name, layers, teleports)
 
 
 def exit_after(main: Callable[[], object]) -> None:
@@ -87,6 +89,16 @@ def exit_after(main: Callable[[], object]) -> None:
             raise
         print(f"{type(error).__name__}: {error}\n(Set {_TRACEBACK}=1 for the traceback.)", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _log_name(name: str, layers: Sequence[Path], teleports: bool) -> str:
+    """The folder of a log, whose last part follows the layers from `recipes/methods`."""
+    parent, slash, last = name.rpartition("/")
+    of_methods = [layer.stem for layer in layers if layer.parent.name == "methods"]
+    last = next((stem for stem in reversed(of_methods) if not stem.startswith("with_")), last)
+    if teleports and "cost" not in last and not last.endswith("paper"):
+        last += next((stem.removeprefix("with") for stem in of_methods if stem.startswith("with_")), "_cost")
+    return parent + slash + last
 
 
 def _load(path: Path, model: str) -> dict[str, Any]:

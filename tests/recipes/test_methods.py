@@ -9,11 +9,17 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torchjd.scalarization import Scalarizer
 
 from lightning_cost import SymmetryTeleportCallback
+from recipes.common.cli import _log_name
 from recipes.digits import DigitsDataModule, DigitsModel
 from recipes.digits.__main__ import DigitsCLI, main
-from recipes.methods import METHODS, make_method
+from recipes.methods import METHODS, IMTLLossScales, PublicFairGrad, make_method
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+# Beside the registry: they are more than an `mtl_method`, or a variant of one.
+EXTRA = {
+    RECIPES / "methods" / f"{name}.yaml"
+    for name in ("fairgrad_public", "imtl", "with_paper_cost", "with_deferred_cost")
+}
 WITH_COST = RECIPES / "methods" / "with_cost.yaml"
 
 # For two tasks.
@@ -93,7 +99,7 @@ BASE = RECIPES / "digits" / "ls.yaml"
 
 def test_the_registry_names_every_configuration():
     assert list(METHODS) == list(EXPECTED)
-    assert {*METHODS.values(), WITH_COST} == set((RECIPES / "methods").glob("*.yaml"))
+    assert {*METHODS.values(), *EXTRA, WITH_COST} == set((RECIPES / "methods").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -190,3 +196,83 @@ def test_a_missing_package_is_named(name, extra, monkeypatch):
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=rf"torchjd\[{extra}\]"):
         make_method(name, 2)
+
+
+def test_fairgrad_of_the_public_code_by_hand():
+    # With orthogonal gradients, FairGrad with alpha = 2 solves w_i |g_i|^2 = w_i^(-1/2), so w_i = |g_i|^(-4/3).
+    matrix = torch.diag(torch.tensor([0.1, 0.02], dtype=torch.double))
+    weights = torch.tensor([0.1, 0.02], dtype=torch.double) ** (-4 / 3)
+    expected = 2 * weights @ matrix
+    assert expected.norm() > 1
+    torch.testing.assert_close(PublicFairGrad()(matrix), expected / expected.norm(), rtol=1e-3, atol=0)
+    # Within the norm there is no clipping.
+    torch.testing.assert_close(PublicFairGrad(max_norm=100.0)(matrix), expected, rtol=1e-3, atol=0)
+
+
+def test_fairgrad_of_the_public_code_clips_the_shared_parameters_only(fit):
+    cli = fit(BASE, RECIPES / "methods" / "fairgrad_public.yaml", subcommand=True)
+    assert repr(cli.model.mtl_method) == "PublicFairGrad(alpha=2.0, max_norm=1.0)"
+    shared = set(cli.model.backbone.parameters())
+    assert torch.cat([p.grad.flatten() for p in shared]).norm() <= 1.0001
+    with pytest.raises(ValueError, match="max_norm"):
+        PublicFairGrad(max_norm=0.0)
+
+
+def test_imtl_has_both_halves(fit):
+    cli = fit(BASE, RECIPES / "methods" / "imtl.yaml", options=["--trainer.max_epochs=2"], subcommand=True)
+    assert repr(cli.model.mtl_method) == "IMTLG()"
+    # The optimizer has trained the scales, away from zero.
+    assert (cli.model.loss_scales != 0).all()
+    group = cli.trainer.optimizers[0].param_groups[0]["params"]
+    assert any(parameter is cli.model.loss_scales for parameter in group)
+
+
+def test_imtl_scales_the_losses_and_learns_the_scales_of_imtl_l():
+    model = DigitsModel()
+    data = DigitsDataModule(num_train=64, num_val=1, num_test=1, batch_size=64)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    unscaled = model.task_losses(batch, 0)
+    IMTLLossScales(2).setup(L.Trainer(logger=False, accelerator="cpu"), model, "fit")
+    with torch.no_grad():
+        model.loss_scales.copy_(torch.tensor([0.5, -1.0]))
+    scaled = model.task_losses(batch, 0)
+    for index, (name, loss) in enumerate(unscaled.items()):
+        torch.testing.assert_close(scaled[name], model.loss_scales[index].exp() * loss)
+    torch.stack(list(scaled.values())).sum().backward()
+    # d/ds (e^s L - s)
+    expected = torch.stack([scaled[name] - 1 for name in scaled]).detach()
+    torch.testing.assert_close(model.loss_scales.grad, expected)
+
+
+def test_imtl_refuses_another_number_of_tasks(fit):
+    with pytest.raises(ValueError, match="num_tasks=3 must be the number of tasks; got"):
+        fit(BASE, RECIPES / "methods" / "imtl.yaml", options=["--trainer.callbacks.init_args.num_tasks=3"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([], "digits/ls"),
+        (["cagrad"], "digits/cagrad"),
+        (["cagrad", "with_cost"], "digits/cagrad_cost"),
+        (["with_deferred_cost"], "digits/ls_deferred_cost"),
+        (["nash_mtl", "with_paper_cost"], "digits/nash_mtl_paper_cost"),
+    ],
+)
+def test_the_log_folder_follows_the_layers(layers, expected):
+    paths = [BASE, *(RECIPES / "methods" / f"{layer}.yaml" for layer in layers)]
+    assert _log_name("digits/ls", paths, any("cost" in layer for layer in layers)) == expected
+
+
+def test_a_log_is_written_where_the_layers_say(fit, tmp_path):
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=digits/ls"]
+    cli = fit(BASE, METHODS["CAGrad"], WITH_COST, options=logger, subcommand=True)
+    assert cli.trainer.logger.log_dir == str(tmp_path / "digits" / "cagrad_cost" / "version_0")
+
+
+def test_the_layer_of_the_paper_has_its_settings(fit):
+    cli = fit(BASE, METHODS["UPGrad"], RECIPES / "methods" / "with_paper_cost.yaml")
+    assert list(map(repr, teleports(cli.trainer))) == [repr(SymmetryTeleportCallback.paper(start_epoch=50))]
+    cli = fit(BASE, METHODS["UPGrad"], RECIPES / "methods" / "with_deferred_cost.yaml")
+    assert list(map(repr, teleports(cli.trainer))) == [repr(SymmetryTeleportCallback(reevaluate=False))]
