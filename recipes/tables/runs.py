@@ -153,6 +153,8 @@ def train(run: Run, device: int | None = None) -> dict[str, float]:
     run.folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(run.configuration(), sort_keys=False)
     (run.folder / "run.yaml").write_text(text, encoding="utf-8")
+    # Lightning refuses to overwrite it, although it says the same.
+    (run.folder / "config.yaml").unlink(missing_ok=True)
     last = "last.ckpt" if (run.folder / "checkpoints" / "last.ckpt").is_file() else None
     _call(run, run.command("fit", last), device)
     if not BENCHMARKS[run.benchmark].last_epochs:

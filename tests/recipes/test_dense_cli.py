@@ -18,6 +18,7 @@ from recipes.cityscapes import CityScapesDataModule, CityScapesModel
 from recipes.dense.command import DenseCLI
 from recipes.dense.last_epochs import LastEpochsMean
 from recipes.dense.pictures import ConfusionMatrixPlot, DensePictures
+from recipes.methods import PublicFairGrad
 from recipes.nyuv2 import NYUv2DataModule, NYUv2Model
 from recipes.nyuv2.__main__ import main as nyuv2
 from recipes.scenes import write_cityscapes, write_nyuv2
@@ -31,7 +32,7 @@ METHODS = {
     "nash_mtl": NashMTL,
     "fairgrad": FairGrad,
     "fairgrad_cost": FairGrad,
-    "paper": FairGrad,
+    "paper": PublicFairGrad,
 }
 PUBLISHED: dict[str, dict[str, float]] = {
     "ls": {},
@@ -39,7 +40,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
     "nash_mtl": {"max_norm": 1.0, "update_weights_every": 1, "optim_niter": 20},
     "fairgrad": {"alpha": 2.0},
     "fairgrad_cost": {"alpha": 2.0},
-    "paper": {"alpha": 2.0},
+    "paper": {"alpha": 2.0, "max_norm": 1.0},
 }
 TASKS = {"nyuv2": ["segmentation", "depth", "normals"], "cityscapes": ["segmentation", "depth"]}
 SHORT = (

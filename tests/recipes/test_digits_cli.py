@@ -11,12 +11,13 @@ from torchjd.aggregation import FairGrad, UPGrad
 
 from lightning_cost import SymmetryTeleportCallback
 from recipes.digits.__main__ import main
+from recipes.methods import PublicFairGrad
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "digits"
 METHODS = {
     "ls": type(None),
     "cost": type(None),
-    "paper": FairGrad,
+    "paper": PublicFairGrad,
     "upgrad": UPGrad,
     "upgrad_cost": UPGrad,
     "fairgrad": FairGrad,

@@ -43,7 +43,7 @@ LONGER = (*SHORT, "--trainer.max_epochs=3", "--trainer.limit_train_batches=1.0")
 
 def test_there_is_a_configuration_for_every_method_with_and_without_cost():
     wanted = {f"{name}{suffix}" for name in METHODS for suffix in ("", "_cost")}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == wanted | PRESETS
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == wanted | PRESETS | {"paper"}
 
 
 @pytest.mark.parametrize("suffix", ["", "_cost"])
@@ -56,6 +56,13 @@ def test_a_configuration_trains(name, suffix):
     assert len(callbacks) == bool(suffix)
     assert all(callback.reports and callback.reports[0].accepted for callback in callbacks)
     assert math.isfinite(cli.trainer.callback_metrics["val/delta_m"])
+
+
+def test_the_configuration_of_the_paper_has_its_settings():
+    cli = main(["fit", "--config", str(CONFIGS / "paper.yaml"), *SHORT])
+    (callback,) = [item for item in cli.trainer.callbacks if isinstance(item, SymmetryTeleportCallback)]
+    assert repr(callback) == repr(SymmetryTeleportCallback.paper(start_epoch=75))
+    assert repr(cli.model.mtl_method) == "PublicFairGrad(alpha=2.0, max_norm=1.0)"
 
 
 class Interruption(L.Callback):
