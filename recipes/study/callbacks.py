@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 
 from lightning_cost import LevelSetSearch, PenaltySearch, SymmetryTeleportCallback
-from lightning_cost.objectives import ConflictAlignment, GradientNorm, RandomDirection, Reversed
+from lightning_cost.objectives import ConflictAlignment, GradientNorm, RandomDirection, Reversed, SampledSharpness
 from lightning_cost.triggers import Majority
 from recipes.common.problem import Problem
 from recipes.study.experimental import (
@@ -23,7 +23,7 @@ from recipes.study.experimental import (
 )
 from recipes.study.problem import import_object
 
-__all__ = ["CALLBACKS", "make_callback"]
+__all__ = ["CALLBACKS", "SWEPT", "make_callback"]
 
 Factory = Callable[[Problem, int], Callback]
 
@@ -37,6 +37,27 @@ def _paper(**settings: Any) -> Factory:
     return lambda problem, seed: SymmetryTeleportCallback.paper(
         start_epoch=max(1, problem.epochs // 4), seed=seed, **deepcopy(settings)
     )
+
+
+def _swept(
+    gamma: float = 0.1, samples: int = 5, radius: float = 0.05, steps: int = 30, rank: int = 5, **settings: Any
+) -> Factory:
+    """The paper's method at every tenth step instead of once an epoch, so that there is something to see."""
+    search = PenaltySearch(LoraConfig(r=rank), steps=steps, gamma=gamma, relative=False)
+    objective = SampledSharpness("loss", samples, radius)
+    settings = {"search": search, "objective": objective, "max_per_epoch": None, "check_every_n_steps": 10, **settings}
+    return _paper(**settings)
+
+
+# What the paper leaves open, or does not vary: one setting at a time.
+SWEPT: dict[str, Factory] = {
+    "paper's": _swept(),
+    **{f"paper's, gamma {gamma}": _swept(gamma=gamma) for gamma in (0.01, 1.0)},
+    **{f"paper's, {steps} steps": _swept(steps=steps) for steps in (10, 100)},
+    **{f"paper's, {samples} samples": _swept(samples=samples) for samples in (1, 20)},
+    **{f"paper's, radius {radius}": _swept(radius=radius) for radius in (0.005, 0.5)},
+    **{f"paper's, rank {rank}": _swept(rank=rank) for rank in (1, 20)},
+}
 
 
 def _during(epochs: Callable[[Problem], Iterable[int]], **settings: Any) -> Factory:
@@ -84,6 +105,7 @@ CALLBACKS: dict[str, Factory] = {
     "L_t": _paper(search=PenaltySearch(gamma=0.0, relative=False), history="keep"),
     "L_g": _paper(search=PenaltySearch(gamma=0.1, invariance_weight=0.0), history="keep"),
     "L_t + L_g": _paper(history="keep"),
+    **SWEPT,
     # Searches.
     "full rank": _cost(search=LevelSetSearch(full_rank=True)),
     "2 steps": _cost(search=LevelSetSearch(steps=2)),

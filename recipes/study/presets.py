@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from recipes.common.compare import Variant
 from recipes.methods import METHODS
+from recipes.study.callbacks import SWEPT
 from recipes.study.spec import Row
 
 __all__ = ["PRESETS", "Preset"]
@@ -51,6 +52,7 @@ PRESETS: dict[str, Preset] = {
     "ablation": Preset(
         "Which part of the paper's method matters? (Table 4)", ["FairGrad"], ["L_t", "L_g", "L_t + L_g", "paper"]
     ),
+    "paper-sweep": Preset("How much do the settings matter that the paper leaves open?", ["LS"], list(SWEPT)),
     "triggers": Preset(
         "When to teleport? (Table 7, Fig. 10)",
         ["FairGrad"],
