@@ -145,7 +145,7 @@ class SymmetryTeleportCallback(Callback):
 
     @classmethod
     def paper(cls, **overrides: Any) -> SymmetryTeleportCallback:
-        """Algorithm 1 with the settings of the paper.
+        """Algorithm 1 with the settings of the paper. What it leaves open is decided here.
 
         The trigger of Eq. 4, sampled sharpness as printed in Eq. 9, Adam on a LoRA of rank 5 with ``gamma=0.1`` and the
         absolute loss fluctuation of Eq. 7, no acceptance test, historical trajectory reuse by Eq. 13, and at most one

@@ -147,7 +147,8 @@ def test_triggers_by_name():
 SMALL = "digits:narrow,num_train=16,batch_size=8,evaluations=1"
 
 
-@pytest.mark.parametrize("name", TELEPORTS)
+# Those of the sweep differ in numbers only.
+@pytest.mark.parametrize("name", [name for name in TELEPORTS if not name.startswith("paper's,")])
 def test_every_callback_trains(name):
     problem = find_problem(SMALL)
     callback = make_callback(name, replace(problem, epochs=5), 0)
