@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,11 +77,14 @@ class Followed:
     drifting: str
 
 
-def events(name: str, seed: int, count: int, earliest: int, apart: int) -> Iterator[tuple[Any, Surface, Point, Any]]:
-    """Train with the mean of the losses, and stop at some conflicts."""
+def events(
+    name: str, seed: int, count: int, earliest: int, apart: int, change: Callable[[Any], None] = lambda model: None
+) -> Iterator[tuple[Any, Surface, Point, Any]]:
+    """Train with the mean of the losses, and stop at some conflicts. `change` changes the model beforehand."""
     problem = find_problem(name)
     L.seed_everything(seed, verbose=False)
     model, data = problem.make_model(problem.tasks, None), problem.make_data(problem.tasks, seed)
+    change(model)
     data.prepare_data()
     data.setup("fit")
     held_out = [surface_of(model, batch) for _, batch in zip(range(_HELD_OUT), data.val_dataloader(), strict=False)]

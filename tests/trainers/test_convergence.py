@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 
 class Valleys(MultiTaskMixin, L.LightningModule):
-    r"""Losses :math:`\sum_j \sqrt{1 + (A_k \theta - b_k)_j^2}`. Their gradients are Lipschitz with :math:`\|A_k\|^2`."""
+    r"""Losses :math:`\sum_j \sqrt{1 + (A_k \theta - b_k)_j^2}`, whose gradients are :math:`|A_k|^2`-Lipschitz."""
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def train(num_steps: int, callback: SymmetryTeleportCallback | None) -> tuple[Va
     return module, watch
 
 
-@pytest.mark.parametrize("num_steps", [10, 40, 160])
+@pytest.mark.parametrize("num_steps", [10, 80])
 @pytest.mark.parametrize(
     "make_callback",
     [
@@ -105,7 +105,7 @@ def test_the_smallest_pareto_stationarity_falls_at_the_rate_of_descent(
 
 def test_longer_runs_come_nearer_to_a_pareto_stationary_point() -> None:
     found = []
-    for num_steps in (10, 40, 160):
+    for num_steps in (10, 20, 40):
         callback = SymmetryTeleportCallback(start_epoch=0, tolerance=TOLERANCE)
         found.append(min(train(num_steps, callback)[1].stationarity))
     assert found == sorted(found, reverse=True)
