@@ -1,8 +1,8 @@
 """Other ways to teleport beside ours, on the same events of conflict: earlier ones on MLPs, and the null space.
 
 On networks with piecewise linear activations, rescaling of hidden units keeps all outputs exactly. On MLPs with
-bijective ones, a group action keeps those on the batch. Projection onto the null space of each layer's inputs keeps them
-for any network, as far as there is such a space. All of them ascend the objective of ours.
+bijective ones, a group action keeps those on the batch. Projection onto the null space of each layer's inputs does so
+on any network, as far as there is such a space. All of them ascend the objective of ours.
 
 Run `python -m benchmarks.peers`, or `--problems mlp-relu --events-per-seed 2 --seeds 1` for a quick look.
 """

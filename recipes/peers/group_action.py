@@ -21,11 +21,14 @@ class GroupActionSearch(Search):
     r"""Transforms the units of a hidden layer by a matrix near the identity, and undoes it in the next layer.
 
     With :math:`Z` the values of the units before the activation :math:`\sigma` on the batch, one row a sample, and
-    :math:`g = I + \epsilon T`, the first layer becomes :math:`g W_1`, and the second :math:`W_2'` with
-    :math:`W_2'^T = \sigma(Z g^T)^+ \sigma(Z) W_2^T`. The outputs on the batch stay where :math:`\sigma(Z g^T)` has
-    independent rows: there must be at least as many units as samples. The direction :math:`T` is the gradient of the
-    objective. (Zhao et al., *Symmetry teleportation for accelerated optimization*, NeurIPS 2022, who ascend the norm of
-    the gradient. This is an implementation of the formulas, not of their code.)
+    :math:`g = I + \epsilon T`, the first layer becomes :math:`g W_1`. The second becomes :math:`W_2 + \Delta W_2` with
+    the smallest change, :math:`\Delta W_2^T = \sigma(Z g^T)^+ (\sigma(Z) - \sigma(Z g^T)) W_2^T`. The outputs on the batch
+    stay where :math:`\sigma(Z g^T)` has independent rows: there must be at least as many units as samples. The direction
+    :math:`T` is the gradient of the objective.
+
+    After Zhao et al., *Symmetry teleportation for accelerated optimization*, NeurIPS 2022, who ascend the norm of the
+    gradient. Their second layer is :math:`\sigma(Z g^T)^+ \sigma(Z) W_2^T`, which for more units than samples differs
+    from :math:`W_2^T` also at :math:`g = I`. This is an implementation of the idea, not of their code.
 
     Args:
         size: Longest step, relative to the norm of the weights that move.
@@ -75,9 +78,8 @@ def _transformed(layer: HiddenLayer, z: Tensor, g: Tensor) -> list[Tensor]:
     moved = [g @ first.weight.detach().to(g)]
     if first.bias is not None:
         moved.append(g @ first.bias.detach().to(g))
-    values, fresh = layer.activation(z), layer.activation(z @ g.T)
-    moved.append((torch.linalg.pinv(fresh) @ values @ second.weight.detach().to(g).T).T)
-    return moved
+    fresh, weight = layer.activation(z @ g.T), second.weight.detach().to(g)
+    return [*moved, weight + (torch.linalg.pinv(fresh) @ (layer.activation(z) - fresh) @ weight.T).T]
 
 
 def _parameters(layer: HiddenLayer) -> list[Parameter]:

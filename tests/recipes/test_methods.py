@@ -265,9 +265,11 @@ def test_the_log_folder_follows_the_layers(layers, expected):
     assert _log_name("digits/ls", paths, any("cost" in layer for layer in layers)) == expected
 
 
-def test_a_log_is_written_where_the_layers_say(fit, tmp_path):
+def test_a_log_is_written_where_the_layers_say(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["digits"])
     logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=digits/ls"]
-    cli = fit(BASE, METHODS["CAGrad"], WITH_COST, options=logger, subcommand=True)
+    layers = [f"--config={layer}" for layer in (BASE, METHODS["CAGrad"], WITH_COST)]
+    cli = main(["fit", *layers, *SHORT, *logger])
     assert cli.trainer.logger.log_dir == str(tmp_path / "digits" / "cagrad_cost" / "version_0")
 
 
