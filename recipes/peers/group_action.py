@@ -21,10 +21,12 @@ class GroupActionSearch(Search):
     r"""Transforms the units of a hidden layer by a matrix near the identity, and undoes it in the next layer.
 
     With :math:`Z` the values of the units before the activation :math:`\sigma` on the batch, one row a sample, and
-    :math:`g = I + \epsilon T`, the first layer becomes :math:`g W_1`. The second becomes :math:`W_2 + \Delta W_2` with
-    the smallest change, :math:`\Delta W_2^T = \sigma(Z g^T)^+ (\sigma(Z) - \sigma(Z g^T)) W_2^T`. The outputs on the batch
-    stay where :math:`\sigma(Z g^T)` has independent rows: there must be at least as many units as samples. The direction
-    :math:`T` is the gradient of the objective.
+    :math:`g = I + \epsilon T`, the first layer becomes :math:`g W_1`, and the second :math:`W_2 + \Delta W_2` with
+
+    .. math:: \Delta W_2^T = \sigma(Z g^T)^+ (\sigma(Z) - \sigma(Z g^T)) W_2^T,
+
+    the smallest change that keeps the outputs on the batch. It keeps them where :math:`\sigma(Z g^T)` has independent
+    rows, so there must be at least as many units as samples. :math:`T` is the gradient of the objective.
 
     After Zhao et al., *Symmetry teleportation for accelerated optimization*, NeurIPS 2022, who ascend the norm of the
     gradient. Their second layer is :math:`\sigma(Z g^T)^+ \sigma(Z) W_2^T`, which for more units than samples differs
