@@ -19,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from benchmarks.many import events
 from benchmarks.step import quiet
@@ -36,19 +35,8 @@ from lightning_cost import (
 )
 from lightning_cost.searches import SearchContext
 from lightning_cost.triggers import dominated_conflict
-from recipes.digits.data import CANVAS
 from recipes.peers import GroupActionSearch, NullSpaceSearch, RescalingSearch, free_shares
-
-HIDDEN = 128
-
-
-def as_mlp(activation: Callable[[], nn.Module], model: Any) -> None:
-    """Give a model of the digits a three-layer MLP as its backbone."""
-    width = next(iter(model.heads.values())).in_features
-    model.backbone = nn.Sequential(
-        *(nn.Flatten(), nn.Linear(CANVAS * CANVAS, HIDDEN), activation()),
-        *(nn.Linear(HIDDEN, HIDDEN), activation(), nn.Linear(HIDDEN, width)),
-    )
+from recipes.peers.problems import as_mlp
 
 
 @dataclass(frozen=True)
@@ -93,9 +81,13 @@ class Case:
 
 CASES = {
     "mlp-leaky": Case(
-        "digits:balanced", (*OURS, *RESCALING, *GROUP_ACTION, *NULL_SPACE), partial(as_mlp, nn.LeakyReLU)
+        "digits:balanced",
+        (*OURS, *RESCALING, *GROUP_ACTION, *NULL_SPACE),
+        partial(as_mlp, hidden=128, activation="leaky_relu"),
     ),
-    "mlp-relu": Case("digits:balanced", (*OURS, *RESCALING, *NULL_SPACE), partial(as_mlp, nn.ReLU)),
+    "mlp-relu": Case(
+        "digits:balanced", (*OURS, *RESCALING, *NULL_SPACE), partial(as_mlp, hidden=128, activation="relu")
+    ),
     "narrow": Case("digits:narrow", (*OURS, *RESCALING, *NULL_SPACE)),
     "many": Case("digits:many", (*OURS, *RESCALING, *NULL_SPACE)),
     "qm9": Case("qm9:small", (*OURS, *NULL_SPACE), earliest=20),
