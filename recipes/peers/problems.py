@@ -79,8 +79,8 @@ def _callback(seed: int, search: Search) -> Callback:
 
 
 def rescaling(problem: Problem, seed: int) -> Callback:
-    """Rescaling of hidden units along the gradient of the objective."""
-    return _callback(seed, RescalingSearch("gradient", spread=1.0))
+    """Rescaling of hidden units along the gradient of the objective. With a spread of 1, training diverges."""
+    return _callback(seed, RescalingSearch("gradient"))
 
 
 def random_rescaling(problem: Problem, seed: int) -> Callback:
