@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torchjd.aggregation import Aggregator
 from torchjd.scalarization import Scalarizer
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "checked_root"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Problem(ABC):
         epochs: Number of epochs.
         evaluations: How many times to evaluate during training.
         look_every: Look at losses and conflict in every n-th step.
+        accelerator: That of the Trainer. Equal *time* compares CPU time, so it says something on a CPU only.
         multi_task_fields: Fields that do not affect a single task. Problems that differ only in these share their
             single-task baselines.
     """
@@ -37,6 +38,7 @@ class Problem(ABC):
     epochs: int
     evaluations: int = 12
     look_every: int = 10
+    accelerator: str = "cpu"
 
     @property
     @abstractmethod
@@ -59,3 +61,14 @@ class Problem(ABC):
     def make_callbacks(self, folder: Path) -> list[Callback]:
         """Make more callbacks for every multi-task run; none by default. They may write to `folder`."""
         return []
+
+
+def checked_root(root: str) -> str:
+    """The folder of the data of a problem.
+
+    Raises:
+        ValueError: If none is set.
+    """
+    if not root:
+        raise ValueError("The problem needs the folder of its data, which its README describes: --set root=DIR.")
+    return root

@@ -189,6 +189,7 @@ def train_and_test(
     validate_every: int = 1,
     look_every: int | None = 10,
     test_curve: bool = False,
+    accelerator: str = "cpu",
     callbacks: Sequence[Callback] = (),
 ) -> Measured:
     """Train from a seed for a number of epochs, then test the weights of the last step. No checkpoint is selected.
@@ -206,6 +207,7 @@ def train_and_test(
         look_every: Look at losses and conflict in every n-th step; None: never.
         test_curve: Whether to test the weights of every validation too, after training. They are kept in memory until
             then, and the last are tested last.
+        accelerator: That of the Trainer.
         callbacks: More callbacks to train with.
     """
     L.seed_everything(seed, verbose=False)
@@ -213,7 +215,7 @@ def train_and_test(
     recorder = Recorder(look_every, keep_weights=test_curve)
     first = _FirstReport(compared) if isinstance(compared, SymmetryTeleportCallback) else None
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         max_epochs=epochs,
         check_val_every_n_epoch=validate_every,

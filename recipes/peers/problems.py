@@ -79,7 +79,7 @@ def _callback(seed: int, search: Search) -> Callback:
 
 
 def rescaling(problem: Problem, seed: int) -> Callback:
-    """Rescaling of hidden units along the gradient of the objective. With a spread of 1, training diverges."""
+    """Rescaling of hidden units along the gradient of the objective."""
     return _callback(seed, RescalingSearch("gradient"))
 
 

@@ -71,7 +71,7 @@ class RescalingSearch(Search):
     Args:
         direction: `"random"`: draw the logarithms of :math:`\tau` from a normal distribution. `"gradient"`: take them
             along the gradient of the objective.
-        spread: Standard deviation of the logarithms.
+        spread: Standard deviation of the logarithms at random, and their largest size along the gradient.
         tries: Number of draws. Along the gradient, the step is halved after each.
     """
 
@@ -99,7 +99,8 @@ class RescalingSearch(Search):
             typical = torch.cat(slopes).square().mean().sqrt()
             if not bool(typical > 0):
                 return
-            slopes = [slope / typical for slope in slopes]
+            # A few units have most of the gradient. Without bounds their scales run away within a dozen teleports.
+            slopes = [(slope / typical).clamp(-1, 1) for slope in slopes]
         for attempt in range(self.tries):
             surface.move_to(context.origin)
             for index, each in enumerate(units):

@@ -84,6 +84,7 @@ def _train(job: tuple[RunSpec, Store]) -> None:
         validate_every=max(1, spec.epochs // problem.evaluations),
         look_every=None if single else problem.look_every,
         test_curve=True,
+        accelerator=problem.accelerator,
         callbacks=() if single else problem.make_callbacks(store.folder / spec.name),
     )
     unknown = set() if single else set(problem.higher_is_better) - set(measured.test)
