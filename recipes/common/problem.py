@@ -25,7 +25,7 @@ class Problem(ABC):
         tasks: Names of the tasks.
         epochs: Number of epochs.
         evaluations: How many times to evaluate during training.
-        look_every: Look at losses and conflict in every n-th step.
+        look_every: Look at losses and conflict in one of so many steps.
         accelerator: That of the Trainer. Equal *time* compares CPU time, so it says something on a CPU only.
         multi_task_fields: Fields that do not affect a single task. Problems that differ only in these share their
             single-task baselines.

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback, TeleportReport
 from lightning_cost.triggers import dominated_conflict
+from recipes.common.looks import is_looked_at
 
 __all__ = ["Evaluation", "Look", "Measured", "Recorder", "be_a_quiet_worker", "train_and_test"]
 
@@ -79,13 +80,14 @@ class Measured:
 
 
 class Recorder(Callback):
-    """Records losses and conflict of every n-th step, and the metrics and the CPU time at every validation.
+    """Records losses and conflict of one in n steps, and the metrics and the CPU time at every validation.
 
     Put it before the teleport callback: it then sees each step before the teleport. A step that is looked at takes
-    longer if nothing else needs its task gradients. This extra time is left out of the recorded CPU time.
+    longer if nothing else needs its task gradients. This extra time is left out of the recorded CPU time. It is the
+    difference between these steps, which are drawn at random, and the others.
 
     Args:
-        every: Look at every n-th optimizer step; None: at no step.
+        every: Look at one of so many optimizer steps; None: at no step.
         keep_weights: Whether to keep the weights of every validation, on the CPU.
 
     Attributes:
@@ -116,7 +118,7 @@ class Recorder(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         self._batch_began = time.process_time()
-        self._due = self.every is not None and trainer.global_step % self.every == 0
+        self._due = self.every is not None and is_looked_at(trainer.global_step, self.every)
         if self._due:
             assert isinstance(pl_module, MultiTaskMixin)
             pl_module.request_task_gradients()
@@ -204,7 +206,7 @@ def train_and_test(
         epochs: Number of epochs.
         compared: The callback whose effect is measured. The reports are those of a SymmetryTeleportCallback.
         validate_every: Validate after every n-th epoch, and after the last.
-        look_every: Look at losses and conflict in every n-th step; None: never.
+        look_every: Look at losses and conflict in one of so many steps; None: never.
         test_curve: Whether to test the weights of every validation too, after training. They are kept in memory until
             then, and the last are tested last.
         accelerator: That of the Trainer.

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torchjd.aggregation import Aggregator
 from torchjd.scalarization import Scalarizer
 
+from recipes.common.looks import is_looked_at
 from recipes.common.problem import Problem
 from recipes.digits.data import DigitsDataModule
 from recipes.digits.model import DigitsModel
@@ -23,7 +24,7 @@ class _RarelyLoggedModel(DigitsModel):
     log_every = 1
 
     def log_dict(self, *args: object, **kwargs: object) -> None:
-        if self.trainer.global_step % self.log_every == 0:
+        if is_looked_at(self.trainer.global_step, self.log_every):
             super().log_dict(*args, **kwargs)  # type: ignore[arg-type]
 
 

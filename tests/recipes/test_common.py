@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from lightning_cost import SymmetryTeleportCallback
 from recipes.common.compare import Estimate
 from recipes.common.files import replacing
+from recipes.common.looks import is_looked_at
 from recipes.common.parallel import RunFailedError, run_all
 from recipes.common.training import Recorder, train_and_test
 from recipes.digits import DigitsDataModule, DigitsModel
@@ -98,10 +100,21 @@ def test_what_a_run_reports(trained):
     assert plain.seconds > 0
 
 
-def test_every_nth_step_is_looked_at():
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 8, 10])
+@pytest.mark.parametrize("every", [7, 10, 26])
+def test_what_is_done_periodically_is_as_frequent_in_the_steps_that_are_looked_at(every, period):
+    looks = [step for step in range(200_000) if is_looked_at(step, every)]
+    assert len(looks) in (200_000 // every, math.ceil(200_000 / every))
+    assert all(later // every == earlier // every + 1 for earlier, later in pairwise(looks))
+    share = sum(step % period == 0 for step in looks) / len(looks)
+    assert share == pytest.approx(1 / period, rel=0.05)
+
+
+def test_one_of_n_steps_is_looked_at():
     data = DigitsDataModule(**SMALL)
     measured = train_and_test(lambda: DigitsModel(width=4), data, seed=0, epochs=2, validate_every=2, look_every=7)
-    assert [look.step for look in measured.looks] == [0, 7, 14]
+    assert [look.step for look in measured.looks] == [step for step in range(20) if is_looked_at(step, 7)]
+    assert len(measured.looks) in (2, 3)
     assert [evaluation.step for evaluation in measured.validation] == [20]
     with pytest.raises(ValueError, match="every=0"):
         Recorder(every=0)
@@ -213,7 +226,7 @@ class Clocked(DigitsModel):
     """Takes a second per step, and five in each step that is looked at."""
 
     def task_losses(self, batch, batch_idx):
-        clock["now"] += 1.0 if self.trainer.global_step % 4 else 5.0
+        clock["now"] += 5.0 if is_looked_at(self.trainer.global_step, 4) else 1.0
         return super().task_losses(batch, batch_idx)
 
     def on_validation_epoch_end(self):
@@ -232,3 +245,23 @@ def test_the_clock_leaves_out_looks_and_evaluations_and_the_last_epoch_is_evalua
     assert [evaluation.step for evaluation in measured.validation] == [20, 40, 50]
     assert [evaluation.seconds for evaluation in measured.validation] == pytest.approx([20, 40, 50])
     assert [evaluation.metrics["late"] for evaluation in measured.validation] == [7.0] * 3
+
+
+class Periodic(L.Callback):
+    """Takes seven seconds in every second step, whether it is looked at or not."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        clock["now"] += 7.0 * (batch_idx % 2)
+
+
+def test_the_clock_counts_what_a_callback_does_in_every_second_step(monkeypatch):
+    monkeypatch.setattr("recipes.common.training.time.process_time", lambda: clock["now"])
+    data = DigitsDataModule(**{**SMALL, "num_train": 800, "batch_size": 4})
+    periodic = Periodic()
+    measured = train_and_test(
+        lambda: Clocked(width=4), data, seed=0, epochs=1, look_every=4, compared=periodic, validate_every=1
+    )
+    steps = measured.steps
+    assert steps == 200
+    # Looks at fixed steps would find all of these seconds in them, or none.
+    assert measured.validation[-1].seconds == pytest.approx(steps * (1 + 7 / 2), rel=0.1)
