@@ -10,6 +10,7 @@ import time
 from functools import partial
 from itertools import pairwise
 
+import lightning as L
 import pytest
 import torch
 
