@@ -131,7 +131,7 @@ class ConflictMonitor(Callback):
 
     Add it to the Trainer of any :class:`~lightning_cost.mixin.MultiTaskMixin`, to see whether there is a conflict
     before you treat it. Every n-th step it looks at the task gradients. That takes a backward pass for each task, if
-    the step does not need them anyway. The parameters are, bit for bit, those of a run without it.
+    the step does not need them anyway. Known limits: under a gradient scaler it may make steps be skipped.
 
     To the loggers of the Trainer it writes, at each measured step, for each task ``conflict/norm/<task>`` and
     ``conflict/cosine/<task>`` (with the mean gradient), and ``conflict/smallest_pairwise_cosine``,
