@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cost._arguments import as_names, check_among, check_floating
-from lightning_cost._min_norm import min_norm_weights
+from lightning_cost._min_norm import shortest_combination
 from lightning_cost._vectors import combine
 
 __all__ = ["TaskGradients"]
@@ -133,18 +133,16 @@ class TaskGradients:
             tensor(0.7071)
         """
         self._check_tasks()
-        if not self.is_finite:
+        if not bool(torch.isfinite(self.matrix).all()):
             raise ValueError(
                 "`pareto_stationarity` needs finite task gradients; look at `is_finite` first. With a gradient scaler,"
                 " they may overflow, and the scaler skips the step."
             )
-        # Not from the Gramian, as in `cosines`.
-        norm: Tensor = combine(self.matrix, min_norm_weights(self.gramian_on_host).to(self.matrix)).norm()
-        return norm
+        return shortest_combination(self.matrix)[1].to(self.matrix)
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether the gradients of all tasks are finite."""
+        """Whether the gradients of all tasks are finite, and their inner products as well."""
         return bool(torch.isfinite(self.gramian_on_host).all())
 
     def select(self, names: Sequence[str]) -> TaskGradients:

@@ -1,4 +1,4 @@
-"""How much the tasks of a module conflict, measured without changing its training."""
+"""How much the tasks of a module conflict, measured beside its training."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_cost._arguments import check_bool, check_integer
+from lightning_cost._arguments import check_bool, check_instance, check_integer
 from lightning_cost._lightning.checks import check_automatic_optimization, check_strategy
 from lightning_cost._training.engine import Engine
 from lightning_cost._training.step import Window
 from lightning_cost.gradients import TaskGradients
-from lightning_cost.mixin import MultiTaskMixin, check_is_multi_task
+from lightning_cost.mixin import check_is_multi_task
 from lightning_cost.triggers import dominated_conflict
 
 __all__ = ["ConflictMonitor", "ConflictSummary"]
@@ -32,8 +33,8 @@ class ConflictSummary:
 
     Attributes:
         steps: Number of steps that were measured.
-        skipped: Number of steps that were due, but had fewer than two tasks with a gradient, or gradients that were not
-            finite.
+        skipped: Number of steps that were due, but had fewer than two tasks with a gradient, or gradients whose inner
+            products were not finite.
         norms: Mean norm :math:`\|g_i\|` by task.
         cosines: Mean cosine :math:`\cos \phi_{i0}` with the mean gradient, by task.
         conflicts: By task, the share of the steps in which it conflicts with the mean (Definition 1).
@@ -58,8 +59,13 @@ class ConflictSummary:
     mean_norm: float
     pareto_stationarity: float
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """A row for each task, and what holds for all of them below."""
+
+        def shown(task: str) -> Text:
+            # Not a string: rich would read markup in it. A terminal may lack the letters of a name.
+            return Text(task.encode(console.encoding, "backslashreplace").decode(console.encoding))
+
         table = Table(title=f"Conflict in {self.steps} steps", caption_justify="left")
         table.add_column("task")
         for title in ("gradient norm", "cosine with the mean", "conflicts with the mean"):
@@ -75,18 +81,18 @@ class ConflictSummary:
             }
             worst = max(others, key=others.__getitem__, default=None)
             table.add_row(
-                task,
+                shown(task),
                 f"{norm:.3g}",
                 f"{self.cosines[task]:+.2f}",
                 f"{self.conflicts[task]:.0%}",
-                "" if worst is None or not others[worst] else f"{worst} ({others[worst]:.0%})",
+                "" if worst is None or not others[worst] else shown(f"{worst} ({others[worst]:.0%})"),
             )
         table.caption = (
             f"The task with the smallest gradient conflicts with the mean (Eq. 3) in {self.dominated:.0%} of the steps,"
             f" and any two tasks in {self.weak:.0%}. Norm of the mean gradient {self.mean_norm:.3g}, Pareto"
             f" stationarity {self.pareto_stationarity:.3g}."
         )
-        return table
+        yield table
 
 
 @dataclass
@@ -114,7 +120,10 @@ class _Sums:
     means: dict[tuple[str, ...], _Mean] = field(default_factory=dict)
 
     def add(self, name: str, value: float, *tasks: str) -> None:
-        self.means.setdefault((name, *tasks), _Mean()).add(value)
+        key = (name, *tasks)
+        # Another fit may have the tasks in another order.
+        turned = (name, *tasks[::-1])
+        self.means.setdefault(turned if turned in self.means else key, _Mean()).add(value)
 
     def by_task(self, name: str) -> dict[str, float]:
         return {key[1]: mean.value for key, mean in self.means.items() if key[0] == name}
@@ -127,28 +136,31 @@ class _Sums:
 
 
 class ConflictMonitor(Callback):
-    """Measures how much the tasks conflict, and leaves training as it is.
+    """Measures how much the tasks conflict, beside the training.
 
     Add it to the Trainer of any :class:`~lightning_cost.mixin.MultiTaskMixin`, to see whether there is a conflict
-    before you treat it. Every n-th step it looks at the task gradients. That takes a backward pass for each task, if
-    the step does not need them anyway. Known limits: under a gradient scaler it may make steps be skipped.
+    before you treat it. Every n-th step it looks at the task gradients. If the step does not compute them anyway, that
+    takes a backward pass for each task.
+
+    These passes leave parameters, ``.grad``, buffers, random numbers and ``task_gradients`` of the module as they are,
+    so the run is the run without the monitor. Only what you hook into backward passes yourself runs more often.
 
     To the loggers of the Trainer it writes, at each measured step, for each task ``conflict/norm/<task>`` and
     ``conflict/cosine/<task>`` (with the mean gradient), and ``conflict/smallest_pairwise_cosine``,
     ``conflict/mean_norm`` and ``conflict/pareto_stationarity``. At the end of the fit it prints a table.
 
     Put it before a :class:`~lightning_cost.callback.SymmetryTeleportCallback` to see the conflict before teleports, and
-    after it to see what they leave. A measured step makes the check of a lazy trigger
-    (:class:`~lightning_cost.triggers.DominatedConflict`) exact, so there the teleports may differ.
+    after it to see what they leave. To see both, add two of them with different names.
 
     Args:
         every_n_steps: Measure at every n-th optimizer step.
         table: Whether to print the table.
+        name: What the names of the logged figures begin with.
 
     Raises:
         ValueError: If an argument is out of range.
-        MisconfigurationException: In ``setup``, if the Trainer or the module is not supported, and in the first step if
-            it has fewer than two tasks.
+        MisconfigurationException: In ``setup``, if the Trainer or the module is not supported.
+        RuntimeError: In the first measured step, if reentrant activation checkpointing hides the shared parameters.
 
     Example::
 
@@ -158,15 +170,22 @@ class ConflictMonitor(Callback):
         print(monitor.summary.dominated)
     """
 
-    def __init__(self, every_n_steps: int = 10, table: bool = True) -> None:
+    def __init__(self, every_n_steps: int = 10, table: bool = True, name: str = "conflict") -> None:
         super().__init__()
         check_integer("every_n_steps", every_n_steps, 1)
         check_bool("table", table)
+        check_instance("name", name, str, "a string")
         self.every_n_steps = every_n_steps
         self.table = table
+        self.name = name
         self._sums = _Sums()
         self._asked: Window | None = None
         self._due = False
+
+    @property
+    def state_key(self) -> str:
+        """Under which checkpoints keep the sums. A Trainer refuses two monitors with the same name."""
+        return self._generate_state_key(name=self.name)
 
     @property
     def summary(self) -> ConflictSummary:
@@ -202,21 +221,17 @@ class ConflictMonitor(Callback):
         if self._asked != engine.window:
             self._asked, self._due = engine.window, trainer.global_step % self.every_n_steps == 0
         if self._due:
-            engine.request()
+            engine.watch()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, and write to the loggers."""
-        assert isinstance(pl_module, MultiTaskMixin)
-        gradients = pl_module.task_gradients
-        if not self._due or gradients is None:
+        if not self._due:
             return
-        if len(Engine(pl_module).names) < 2:
-            raise MisconfigurationException(
-                "ConflictMonitor needs at least 2 tasks; `task_losses` returned"
-                f" {', '.join(map(repr, Engine(pl_module).names))}. Remove it to train a single task."
-            )
-        found = gradients.with_gradient if gradients.is_finite else None
+        # A window of micro-batches has one step.
+        self._due = False
+        gradients = Engine(pl_module).watched
+        found = gradients.with_gradient if gradients is not None and gradients.is_finite else None
         if found is None or len(found.names) < 2:
             self._sums.skipped += 1
             return
@@ -227,8 +242,18 @@ class ConflictMonitor(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table on the first process."""
+        sums = self._sums
+        if sums.skipped and not sums.steps:
+            rank_zero_warn(
+                f"ConflictMonitor has measured nothing: none of the {sums.skipped} steps that it looked at had two"
+                " tasks with a gradient of the shared parameters that is finite. The tasks are"
+                f" {', '.join(map(repr, Engine(pl_module).names))}."
+            )
         if self.table and trainer.is_global_zero:
-            Console().print(self.summary)
+            console = Console()
+            if self.name != "conflict":
+                console.print(Text(self.name))
+            console.print(self.summary)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -251,7 +276,7 @@ class ConflictMonitor(Callback):
             sums.add("norm", norm, name)
             sums.add("cosine", cosine, name)
             sums.add("conflict", conflict, name)
-            figures |= {f"conflict/norm/{name}": norm, f"conflict/cosine/{name}": cosine}
+            figures |= {f"{self.name}/norm/{name}": norm, f"{self.name}/cosine/{name}": cosine}
         pairwise = gradients.pairwise_cosines.tolist()
         smallest = 1.0
         for i, j in combinations(range(len(names)), 2):
@@ -264,5 +289,5 @@ class ConflictMonitor(Callback):
         }
         for name, value in {"dominated": dominated_conflict(gradients), "weak": smallest < 0, **overall}.items():
             sums.add(name, value)
-        figures |= {f"conflict/{name}": value for name, value in overall.items()}
-        return {**figures, "conflict/smallest_pairwise_cosine": smallest}
+        figures |= {f"{self.name}/{name}": value for name, value in overall.items()}
+        return {**figures, f"{self.name}/smallest_pairwise_cosine": smallest}

@@ -7,6 +7,7 @@ import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from operator import is_
@@ -85,6 +86,19 @@ class BufferState:
     def restore_values(self) -> None:
         """Set the tensors to what they were."""
         self._values.restore()
+
+
+@contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Undo on exit what a backward pass does to the buffers of a module: activation checkpointing evaluates it again.
+
+    A graph that has saved a buffer stays valid: it is written without counting as a change.
+    """
+    values = _Values(buffer.data for buffer in module.buffers() if not buffer.is_inference())
+    try:
+        yield
+    finally:
+        values.restore()
 
 
 class ModuleState:

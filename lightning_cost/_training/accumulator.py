@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_cost._training.autograd import reached_leaves, task_gradient, unreached_cause
+from lightning_cost._training.autograd import is_checkpointed, reached_leaves, task_gradient, unreached_cause
 from lightning_cost._training.evaluate import Numerics
 from lightning_cost._training.grads import GradMark
 from lightning_cost._vectors import accumulate, assign, columns, num_elements, row_dtype
@@ -86,7 +86,8 @@ class Accumulator:
         expected: What is known of the norms. The first step knows nothing and differentiates every task.
         numerics: What happens to losses on the way to gradients.
         spare: A matrix whose memory may be reused.
-        strict: Whether to refuse a task whose graph reaches no shared parameter. Otherwise its row is zero.
+        strict: Whether to refuse a task whose graph reaches no shared parameter. Otherwise its row is zero, unless
+            reentrant activation checkpointing hides what it reaches.
         keep_missing: Whether a task without a loss in the whole step has a row of zeros instead of none.
 
     Attributes:
@@ -336,7 +337,9 @@ class Accumulator:
             self.gradients = TaskGradients(self._names, self._matrix)
 
     def _check_reach(self, name: str, loss: Tensor, reached: bool) -> None:
-        if reached or not self._strict or not all(parameter.requires_grad for parameter in self.shared):
+        if reached or not all(parameter.requires_grad for parameter in self.shared):
+            return
+        if not self._strict and not is_checkpointed(loss):
             return
         raise RuntimeError(
             f"The graph of the loss of task {name!r} reaches no shared parameter. {unreached_cause(loss)}"

@@ -43,9 +43,14 @@ def reached_leaves(loss: Tensor) -> set[Tensor]:
     return {node.variable for node in nodes if node.name() == "torch::autograd::AccumulateGrad"}  # type: ignore[attr-defined]
 
 
+def is_checkpointed(loss: Tensor) -> bool:
+    """Whether the graph of a loss runs through reentrant activation checkpointing, which hides what it reaches."""
+    return any("CheckpointFunction" in node.name() for node in _nodes_of(loss))
+
+
 def unreached_cause(loss: Tensor) -> str:
     """Why the graph of a loss reaches no shared parameter, and what to do."""
-    if any("CheckpointFunction" in node.name() for node in _nodes_of(loss)):
+    if is_checkpointed(loss):
         return (
             "It runs through reentrant activation checkpointing, which hides the parameters. Pass"
             " `use_reentrant=False` to `torch.utils.checkpoint`."

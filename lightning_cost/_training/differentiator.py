@@ -11,7 +11,9 @@ from torch.nn import Parameter
 
 from lightning_cost._lightning.checks import check_strategy, check_unscaling, gradient_scaler
 from lightning_cost._lightning.ranks import Ranks
-from lightning_cost._training.accumulator import Accumulator
+from lightning_cost._lightning.rng import preserved_rng
+from lightning_cost._lightning.state import unchanged_buffers
+from lightning_cost._training.accumulator import Accumulator, ExpectedNorms
 from lightning_cost._training.evaluate import check_finite
 from lightning_cost._training.evaluator import Evaluator
 from lightning_cost._training.grads import GradMark
@@ -57,9 +59,7 @@ class Differentiator(Evaluator):
             self._kept.warned_of_hooks = True
             warn_of_hooks(name_of(module, hooked))
         exact = hooked is None and not getattr(trainer.strategy.model, "_comm_hooks", ())
-        ready = trainer.fit_loop.batch_idx + 1
-        is_last = trainer.is_last_batch or ready == trainer.num_training_batches
-        ends = is_last or ready % trainer.accumulate_grad_batches == 0
+        ends = self._is_last_micro_batch
         if step.pair is not None and begins and ends:
             # The only micro-batch. With several, their graphs would fill the memory.
             step.graphs, backward = losses, partial(backward, retain_graph=True)
@@ -71,6 +71,29 @@ class Differentiator(Evaluator):
             collected.settle()
             return
         self._complete(step, collected)
+
+    def _watch(self, step: Step, pending: PendingLosses) -> None:
+        """Collect task gradients that nobody trains with. What comes after is as if there had been no such pass."""
+        module, losses = self._module, pending.by_task
+        shared = trained_parameters(module)[0] if step.watched is None else step.watched.shared
+        if not shared:
+            return
+        values, _, _ = self.across_ranks(losses, edited=False, changed=torch.zeros(()))
+        if step.watched is None:
+            # Nothing that is kept from step to step: which row is subtracted would depend on it.
+            step.watched = Accumulator(shared, ExpectedNorms(), self.numerics, strict=False)
+        with unchanged_buffers(module), preserved_rng():
+            step.watched.add(losses, None, 1 / module.trainer.accumulate_grad_batches, lambda: None, values)
+        if self._is_last_micro_batch:
+            step.watched.complete()
+
+    @property
+    def _is_last_micro_batch(self) -> bool:
+        """Whether the optimizer steps after this batch."""
+        trainer = self._module.trainer
+        ready = trainer.fit_loop.batch_idx + 1
+        is_last: bool = trainer.is_last_batch or ready == trainer.num_training_batches
+        return is_last or ready % trainer.accumulate_grad_batches == 0
 
     def _collect(self, step: Step, shared: list[Parameter], whole: bool, values: dict[str, float]) -> Accumulator:
         """What collects the rows of a step that begins: all of them, or a pair if that is enough."""

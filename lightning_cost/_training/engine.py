@@ -60,6 +60,19 @@ class Engine(Differentiator):
         """The task gradients of the step under way, or else of the last one; ``None`` if it did not need them."""
         return self._kept.gradients if self._kept.step is None else self._kept.step.gradients
 
+    @property
+    def watched(self) -> TaskGradients | None:
+        """The task gradients of a step under way that was asked to :meth:`watch`; ``None`` if there are none."""
+        step = self._kept.step
+        if step is None or step.gradients is not None or step.watched is None:
+            return None if step is None else step.gradients
+        return step.watched.gradients
+
+    def watch(self) -> None:
+        """Measure task gradients in the step that :meth:`request` is about, without any effect on it."""
+        allow_repeated_backward()
+        self._requested.watches = True
+
     def request(self, batches: bool = False, lazily: bool = False) -> None:
         """Compute task gradients in the optimizer step that the current or the next training batch belongs to.
 
@@ -68,12 +81,16 @@ class Engine(Differentiator):
             lazily: Whether the task with the smallest gradient and the mean are enough. See :meth:`conflicts`.
         """
         allow_repeated_backward()
-        step = self._kept.step
-        if step is None or self._trainer is None or step.window != self.window:
-            step = self._kept.coming
+        step = self._requested
         step.wants_gradients |= not lazily
         step.wants_pair |= lazily
         step.wants_batches |= batches
+
+    @property
+    def _requested(self) -> Step:
+        """The step that the current or the next training batch belongs to."""
+        step = self._kept.step
+        return self._kept.coming if step is None or self._trainer is None or step.window != self.window else step
 
     def start_fit(self) -> None:
         """Check what can be checked before the first batch, and make the method ready.
@@ -152,8 +169,10 @@ class Engine(Differentiator):
         pending = None if step is None else step.pending
         if step is not None:
             step.pending = None
-        wanted = self._kept.coming.wants_gradients if step is None else step.wants_gradients
-        if not (wanted or self._aggregates(step) or (step is not None and step.wants_pair)):
+        asked = self._kept.coming if step is None else step
+        all_rows = asked.wants_gradients or self._aggregates(step)
+        needed, watches = all_rows or (step is not None and step.wants_pair), asked.watches and not all_rows
+        if not (needed or watches):
             backward()
         elif step is None or pending is None:
             raise MisconfigurationException(
@@ -161,7 +180,12 @@ class Engine(Differentiator):
                 " so its task losses are unknown. Write `task_losses` instead of `training_step`, or call super."
             )
         else:
-            self._differentiate(step, loss, pending, backward)
+            if watches:
+                self._watch(step, pending)
+            if needed:
+                self._differentiate(step, loss, pending, backward)
+            else:
+                backward()
         # Not earlier: a batch for which `training_step` returns None never gets here.
         if step is not None and pending is not None and pending.batch is not None:
             step.batches.append(pending.batch)

@@ -46,12 +46,14 @@ class Step:
         weights: The task weights that it reuses; ``None`` if it computes its own.
         wants_gradients: Whether its backward passes compute task gradients, even if the method needs none.
         wants_batches: Whether it records its batches.
+        watches: Whether task gradients are measured, without any effect on the step.
         pending: See :class:`PendingLosses`.
         batches: The recorded batches that were differentiated.
         accumulator: Collects the task gradients; ``None`` if nobody needs them.
         wants_pair: Whether the task with the smallest gradient and the mean are enough.
         pair: Collects these two; ``None`` if all rows are collected from the start.
         graphs: Losses with a graph that was kept, in case all rows are needed after all.
+        watched: Collects the task gradients of a step that only watches; ``None`` if the step needs them itself.
         method_before: What the method remembered before it aggregated these gradients.
         aggregated: Whether ``.grad`` of the shared parameters holds the aggregation.
         mark: What ``.grad`` was when the last backward pass had ended.
@@ -64,12 +66,14 @@ class Step:
     weights: Mapping[str, float] | None = None
     wants_gradients: bool = False
     wants_batches: bool = False
+    watches: bool = False
     pending: PendingLosses | None = None
     batches: list[RecordedBatch] = field(default_factory=list)
     accumulator: Accumulator | None = None
     wants_pair: bool = False
     pair: TaskPair | None = None
     graphs: dict[str, Tensor] | None = None
+    watched: Accumulator | None = None
     method_before: ModuleState | None = None
     aggregated: bool = False
     mark: GradMark | None = None

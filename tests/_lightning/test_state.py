@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_cost._lightning.state import BufferState, ModuleState
+from lightning_cost._lightning.state import BufferState, ModuleState, unchanged_buffers
 
 
 class Holder(nn.Module):
@@ -54,6 +54,17 @@ def test_buffers_are_restored_in_place() -> None:
     assert mean.tolist() == [0.0, 0.0]
     assert norm.running_var.tolist() == [1.0, 1.0]
     assert "new" not in norm._buffers
+
+
+def test_buffers_come_back_under_a_graph_that_has_saved_them() -> None:
+    module, weight = Holder(), torch.ones(2, requires_grad=True)
+    loss = (weight * module.buffer.add_(3)).sum()
+    with unchanged_buffers(module):
+        module.buffer.data.fill_(7)
+    assert module.buffer.tolist() == [3, 3]
+    loss.backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [3, 3]
 
 
 def test_whatever_a_module_holds_comes_back() -> None:
