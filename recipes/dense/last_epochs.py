@@ -11,6 +11,8 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from recipes.common.files import replacing
+
 __all__ = ["LastEpochsMean"]
 
 _PREFIX = "val/"
@@ -73,7 +75,8 @@ class LastEpochsMean(L.Callback):
             logger.log_metrics({f"{name}/{metric}": mean for metric, mean in self.means.items()}, trainer.global_step)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"epochs": self.epochs, "means": self.means}, indent=1)
-        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        with replacing(folder / f"{name}.json") as unfinished:
+            unfinished.write_text(text + "\n", encoding="utf-8")
 
     @override
     def state_dict(self) -> dict[str, Any]:

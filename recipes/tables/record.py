@@ -8,6 +8,8 @@ from pathlib import Path
 import lightning as L
 from typing_extensions import override
 
+from recipes.common.files import replacing
+
 __all__ = ["TestRecord"]
 
 
@@ -29,4 +31,5 @@ class TestRecord(L.Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         means = {name.removeprefix("test/"): value for name, value in values.items() if name.startswith("test/")}
         if trainer.is_global_zero:
-            self.path.write_text(json.dumps({"means": means}, indent=1) + "\n", encoding="utf-8")
+            with replacing(self.path) as unfinished:
+                unfinished.write_text(json.dumps({"means": means}, indent=1) + "\n", encoding="utf-8")

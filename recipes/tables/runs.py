@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from recipes.common.files import replacing
 from recipes.common.parallel import RunFailedError
 from recipes.methods import METHODS
 from recipes.tables.benchmarks import BENCHMARKS
@@ -124,16 +125,16 @@ def result_of(run: Run) -> dict[str, float] | None:
     """Metric to its value, if the run is complete.
 
     Raises:
-        ValueError: If its folder has a run with other settings.
+        ValueError: If its folder has a run with other settings, or a file that cannot be read.
     """
     made = run.folder / "run.yaml"
-    if made.is_file() and yaml.safe_load(made.read_text(encoding="utf-8")) != run.configuration():
+    if made.is_file() and _read(made, yaml.safe_load) != run.configuration():
         raise ValueError(
             f"{made} is of a run with other settings. Give another `--output`, the settings of that run, or delete"
             f" {run.folder}."
         )
     path = run.folder / ("last_10.json" if BENCHMARKS[run.benchmark].last_epochs else "test.json")
-    means: dict[str, float] | None = json.loads(path.read_text(encoding="utf-8"))["means"] if path.is_file() else None
+    means: dict[str, float] | None = _read(path, _means) if path.is_file() else None
     return means
 
 
@@ -152,7 +153,8 @@ def train(run: Run, device: int | None = None) -> dict[str, float]:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(run.configuration(), sort_keys=False)
-    (run.folder / "run.yaml").write_text(text, encoding="utf-8")
+    with replacing(run.folder / "run.yaml") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     # Lightning refuses to overwrite it, although it says the same.
     (run.folder / "config.yaml").unlink(missing_ok=True)
     last = "last.ckpt" if (run.folder / "checkpoints" / "last.ckpt").is_file() else None
@@ -192,8 +194,21 @@ def _callbacks(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return callbacks
 
 
+def _means(text: str) -> dict[str, float]:
+    return {str(metric): float(value) for metric, value in json.loads(text)["means"].items()}
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}. Delete it, and the same command makes it anew.") from error
+
+
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"`--set` cannot set {path!r}: {parent!r} holds {tree!r}, which has no options.")
     tree[name] = value

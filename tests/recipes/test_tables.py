@@ -141,6 +141,8 @@ def test_what_the_arguments_lack_is_an_error(tmp_path, capsys):
     assert "`--data` must name the folder of nyuv2" in capsys.readouterr().out
     assert main(["qm9", "--output", str(tmp_path), "--set", "batch_size=4"]) == 1
     assert "`--set` takes options" in capsys.readouterr().out
+    assert main(["qm9", "--output", str(tmp_path), "--set", "trainer.callbacks+.x=1"]) == 1
+    assert "`--set` cannot set 'trainer.callbacks+.x'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -216,3 +218,17 @@ def test_a_run_without_a_result_is_missing(tmp_path):
     assert result_of(run) is None
     assert replace(run, cost="deferred").label == "LS + COST, deferred"
     assert replace(run, cost="deferred").name == "qm9/ls_cost_deferred/seed_0"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"means": {"x": "?"}}'])
+@pytest.mark.parametrize(("benchmark", "name"), [("qm9", "test.json"), ("cityscapes", "last_10.json")])
+def test_a_file_that_cannot_be_read_is_named(benchmark, name, text, tmp_path):
+    run = Run(benchmark, "LS", "none", 0, tmp_path)
+    run.folder.mkdir(parents=True)
+    (run.folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} cannot be read.*Delete it"):
+        result_of(run)
+    (run.folder / name).unlink()
+    (run.folder / "run.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"run\.yaml cannot be read"):
+        result_of(run)
