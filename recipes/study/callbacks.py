@@ -14,9 +14,11 @@ from lightning_cost.objectives import ConflictAlignment, GradientNorm, RandomDir
 from lightning_cost.triggers import Majority
 from recipes.common.problem import Problem
 from recipes.study.experimental import (
+    CosineBelow,
     EpochTeleportCallback,
     LookAhead,
     LookAheadCallback,
+    LowestCosines,
     OptionsOfMixin,
     RunningDirection,
     SmoothedTrigger,
@@ -134,6 +136,14 @@ CALLBACKS: dict[str, Factory] = {
     "weak": _cost(trigger="weak"),
     **{f"majority {share}": _cost(trigger=Majority(share)) for share in (0.5, 0.3, 0.15)},
     "running mean": _cost(trigger=SmoothedTrigger()),
+    # A threshold that follows training, and fixed ones.
+    "lowest fifth": _cost(trigger=LowestCosines(0.2)),
+    **{f"cosine below {threshold}": _cost(trigger=CosineBelow(threshold)) for threshold in (-0.1, -0.2, -0.3, -0.5)},
+    # What an adapter reaches in the network of QM9 (recurrent cells are not Linear layers elsewhere).
+    "embedding and output only": _cost(search=LevelSetSearch(target_modules=["embedding", "out"])),
+    "no recurrent cells": _cost(
+        search=LevelSetSearch(target_modules=["embedding", "edge_in", "edge_out", "root", "out"])
+    ),
     # Adapters of the penalty search (Table 8).
     **{
         f"{name} adapter": _cost(search=PenaltySearch(adapter, steps=20, lr=1e-3), max_per_epoch=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from typing import Any
 
@@ -18,9 +19,11 @@ from lightning_cost.objectives import ConflictAlignment, Objective
 from lightning_cost.triggers import dominated_conflict
 
 __all__ = [
+    "CosineBelow",
     "EpochTeleportCallback",
     "LookAhead",
     "LookAheadCallback",
+    "LowestCosines",
     "OptionsOfMixin",
     "RunningDirection",
     "SmoothedTrigger",
@@ -82,6 +85,52 @@ class SmoothedTrigger:
 
     def __repr__(self) -> str:
         return f"SmoothedTrigger(decay={self.decay})"
+
+
+class LowestCosines:
+    """Fires where the smallest cosine with the mean is negative, and among the lowest of the checks before.
+
+    The threshold follows training. Until there is something to compare with, it does not fire.
+
+    Args:
+        share: Share of the checks that it may fire at.
+        window: Number of checks that it looks back at.
+    """
+
+    def __init__(self, share: float = 0.2, window: int = 100) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"`share` must be in (0, 1); got {share!r}.")
+        if window < 1 / share:
+            raise ValueError(f"`window` must be at least 1 / `share`; got {window!r} with share={share!r}.")
+        self.share, self.window = share, window
+        self._seen: deque[float] = deque(maxlen=window)
+
+    def __call__(self, gradients: TaskGradients) -> bool:
+        """Whether it is, with the cosines of this check remembered for the next ones."""
+        cosine = float(gradients.cosines.min())
+        known = len(self._seen) >= 1 / self.share
+        threshold = float(torch.tensor(self._seen).quantile(self.share)) if known else -torch.inf
+        self._seen.append(cosine)
+        return cosine < min(threshold, 0.0)
+
+    def __repr__(self) -> str:
+        return f"LowestCosines(share={self.share}, window={self.window})"
+
+
+class CosineBelow:
+    """Fires where the smallest cosine with the mean is below a fixed threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        if not -1 < threshold <= 0:
+            raise ValueError(f"`threshold` must be in (-1, 0]; got {threshold!r}.")
+        self.threshold = threshold
+
+    def __call__(self, gradients: TaskGradients) -> bool:
+        """Whether it is."""
+        return float(gradients.cosines.min()) < self.threshold
+
+    def __repr__(self) -> str:
+        return f"CosineBelow({self.threshold})"
 
 
 class LookAhead(Objective):

@@ -59,6 +59,17 @@ PRESETS: dict[str, Preset] = {
         ["COST", "any", "weak", "majority 0.5", "majority 0.3", "majority 0.15", "running mean"],
         "many",
     ),
+    "adaptive-trigger": Preset(
+        "Does a threshold that follows training choose better conflicts?",
+        ["LS"],
+        ["COST", "lowest fifth", "cosine below -0.3", "every 4 steps"],
+    ),
+    "reach": Preset(
+        "How much of a graph network must an adapter reach?",
+        ["LS"],
+        ["COST", "no recurrent cells", "embedding and output only"],
+        "small",
+    ),
     "adapters": Preset(
         "Which adapter? (Table 8)", ["FairGrad"], ["COST", "LoRA adapter", "LoHa adapter", "LoKr adapter"]
     ),
