@@ -137,7 +137,7 @@ CALLBACKS: dict[str, Factory] = {
     **{f"majority {share}": _cost(trigger=Majority(share)) for share in (0.5, 0.3, 0.15)},
     "running mean": _cost(trigger=SmoothedTrigger()),
     # A threshold that follows training, and fixed ones.
-    "lowest fifth": _cost(trigger=LowestCosines(0.2)),
+    **{f"lowest {share:.0%}": _cost(trigger=LowestCosines(share)) for share in (0.05, 0.1, 0.2)},
     **{f"cosine below {threshold}": _cost(trigger=CosineBelow(threshold)) for threshold in (-0.1, -0.2, -0.3, -0.5)},
     # What an adapter reaches in the network of QM9 (recurrent cells are not Linear layers elsewhere).
     "embedding and output only": _cost(search=LevelSetSearch(target_modules=["embedding", "out"])),

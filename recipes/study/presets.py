@@ -62,7 +62,7 @@ PRESETS: dict[str, Preset] = {
     "adaptive-trigger": Preset(
         "Does a threshold that follows training choose better conflicts?",
         ["LS"],
-        ["COST", "lowest fifth", "cosine below -0.3", "every 4 steps"],
+        ["COST", "lowest 10%", "cosine below -0.1", "every 2 steps"],
     ),
     "reach": Preset(
         "How much of a graph network must an adapter reach?",
