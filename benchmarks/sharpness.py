@@ -1,7 +1,8 @@
-"""Does sampled sharpness follow the norm of the gradient? (Eq. 8 and 9 of the paper, against exact values)
+"""Does sampled sharpness (Eq. 8 and 9 of the paper) follow the norm of the gradient?
 
-The paper maximizes the largest loss at a few random points on a sphere, in place of the norm of the gradient. On a small
-network, all that these values consist of can be computed: the gradient, the Hessian, and the true maximum over the ball.
+The paper maximizes the largest loss at a few random points on a sphere, in place of the norm of the gradient. On a
+small network, all that these values consist of can be computed: the gradient, the trace of the Hessian, and the true
+maximum over the ball.
 
 Run `python -m benchmarks.sharpness`, or `--points 4 --seeds 1` for a quick look.
 """
@@ -121,7 +122,7 @@ def exact_sharpness(surface: Surface, weights: Tensor, loss: float, radius: floa
     return best
 
 
-def hessian_trace(surface: Surface, weights: Tensor, probes: int = 100, length: float = 1e-2) -> float:
+def hessian_trace(surface: Surface, weights: Tensor, probes: int = 30, length: float = 1e-2) -> float:
     """Hutchinson's estimate of the trace, by central differences of the gradient."""
     total = 0.0
     for _ in range(probes):

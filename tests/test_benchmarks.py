@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn import Parameter
 
-from benchmarks import ddp, many, networks, step, teleport
+from benchmarks import ddp, many, networks, sharpness, step, teleport
+from lightning_cost import Surface
 
 
 def test_every_variant_of_a_step_trains() -> None:
@@ -55,3 +58,29 @@ def test_events_of_many_tasks_leave_training_as_it_was() -> None:
         return seen
 
     assert losses(tries=True) == losses(tries=False)
+
+
+def test_sharpness_of_a_quadratic_is_what_it_is_by_hand() -> None:
+    curvatures = torch.tensor([4.0, 1.0, -1.0])
+    theta = Parameter(torch.tensor([0.0, 0.0, 3.0]))
+    surface = Surface(lambda: {"a": 0.5 * (curvatures * theta.square()).sum(), "b": theta.sum() * 0}, [theta])
+    weights = torch.tensor([1.0, 0.0])
+    assert sharpness.hessian_trace(surface, weights) == pytest.approx(4.0, abs=0.05)
+    # At -4.5 with slope -3 along the last axis. Upwards, 2 e^2 - 0.5 z^2 - 3 z is largest at z = -0.6, e = 0.8.
+    assert sharpness.exact_sharpness(surface, weights, -4.5, radius=1.0) == pytest.approx(3.5, abs=1e-3)
+    assert sharpness.rank_correlation([1.0, 5.0, 7.0], [0.1, 0.2, 9.0]) == pytest.approx(1.0)
+    assert sharpness.rank_correlation([1.0, 5.0, 7.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+
+
+def test_points_of_sharpness_leave_training_as_it_was() -> None:
+    def losses(measures: bool) -> list[list[float]]:
+        seen = []
+        for step_, surface, start in sharpness.points("digits:narrow,num_train=128", seed=0, count=2, every=2):
+            seen.append(start.losses.tolist())
+            if measures:
+                values = sharpness.measure(0, step_, surface, start, (0.05,))
+                assert len(values) == 2 * len(sharpness.SAMPLES)
+                assert all(value.sampled <= value.exact * 1.01 for value in values if value.form == "difference")
+        return seen
+
+    assert losses(measures=True) == losses(measures=False)

@@ -7,9 +7,11 @@ from lightning_cost.gradients import TaskGradients
 from lightning_cost.objectives import ConflictAlignment
 from lightning_cost.surface import Point, Surface
 from recipes.study.experimental import (
+    CosineBelow,
     EpochTeleportCallback,
     LookAhead,
     LookAheadCallback,
+    LowestCosines,
     OptionsOfMixin,
     RunningDirection,
     SmoothedTrigger,
@@ -33,6 +35,31 @@ def test_a_smoothed_trigger_looks_at_the_running_mean():
     assert [trigger(gradients) for gradients in (opposed, aligned, opposed, aligned)] == [True, False, True, False]
     with pytest.raises(ValueError, match="decay"):
         SmoothedTrigger(decay=1.0)
+
+
+def with_cosine(cosine):
+    """Two tasks, of which the small one has this cosine with a mean that the large one decides."""
+    sine = (1 - cosine**2) ** 0.5
+    return TaskGradients(["a", "b"], torch.tensor([[1e6, 0.0], [cosine, sine]]))
+
+
+def test_the_lowest_cosines_are_those_below_the_running_quantile():
+    trigger = LowestCosines(share=0.25, window=4)
+    # Nothing to compare with in the first four. Then the lowest quarter of the last four, if there is a conflict.
+    cosines = [-0.1, -0.2, -0.3, -0.4, -0.5, -0.35, 0.2, 0.3, 0.4, 0.5, 0.1, -0.1]
+    fired = [trigger(with_cosine(cosine)) for cosine in cosines]
+    assert [cosine for cosine, fires in zip(cosines, fired, strict=True) if fires] == [-0.5, -0.1]
+    with pytest.raises(ValueError, match="share"):
+        LowestCosines(share=0.0)
+    with pytest.raises(ValueError, match="window"):
+        LowestCosines(share=0.1, window=5)
+
+
+def test_a_fixed_threshold_is_one():
+    trigger = CosineBelow(-0.3)
+    assert [trigger(with_cosine(cosine)) for cosine in (-0.4, -0.2, 0.5)] == [True, False, False]
+    with pytest.raises(ValueError, match="threshold"):
+        CosineBelow(0.1)
 
 
 class Probe(LookAhead):
