@@ -63,6 +63,15 @@ class TeleportReport:
     checked_at: int | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def resolved(self) -> bool:
+        """Whether it was accepted, and no task conflicts with the mean where it arrived.
+
+        With ``reevaluate=False`` that is where the next check looked, and False until then.
+        """
+        cosines = self.cosines_after.values()
+        return self.accepted and bool(cosines) and min(cosines) >= 0
+
 
 @dataclass
 class EpochCounts:
