@@ -68,6 +68,16 @@ GROUP_ACTION = (
     Setting("group action, gradient norm", GroupActionSearch, GradientNorm),
 )
 
+# lin0 and lin1 of the public networks, and all but the recurrent cells, which are no Linear layers there.
+REACH = (
+    *OURS,
+    Setting(
+        "LoRA 5, no recurrent cells",
+        lambda: LevelSetSearch(target_modules=["embedding", "edge_in", "edge_out", "root", "out"]),
+    ),
+    Setting("LoRA 5, embedding and output only", lambda: LevelSetSearch(target_modules=["embedding", "out"])),
+)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -91,6 +101,7 @@ CASES = {
     "narrow": Case("digits:narrow", (*OURS, *RESCALING, *NULL_SPACE)),
     "many": Case("digits:many", (*OURS, *RESCALING, *NULL_SPACE)),
     "qm9": Case("qm9:small", (*OURS, *NULL_SPACE), earliest=20),
+    "qm9-reach": Case("qm9:small", REACH, earliest=20),
 }
 
 
@@ -207,7 +218,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             found = events(case.problem, seed, arguments.events_per_seed, case.earliest, 40, case.change)
             for model, surface, start, held_out in found:
-                if not count:
+                if not count and set(NULL_SPACE) <= set(case.settings):
                     for cutoff, shares in shares_of(model, surface, start).items():
                         listed = ", ".join(f"{layer} {share:.0%}" for layer, share in shares.items())
                         console.print(f"{name}: left free by singular values below {cutoff:g}: {listed}")
