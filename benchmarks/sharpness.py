@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -185,6 +186,21 @@ def write(path: Path, values: Sequence[Value]) -> None:
         writer.writerows([getattr(value, name) for name in names] for value in values)
 
 
+def draw(path: Path, values: Sequence[Value], radius: float = 0.05, samples: int = 5) -> None:
+    """Draw the sampled sharpness of both equations against the norm of the gradient, a color for each seed."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for ax, (form, title) in zip(
+        figure.subplots(1, 2), (("difference", "Eq. 8: the difference"), ("loss", "Eq. 9, as printed")), strict=True
+    ):
+        for seed in sorted({v.seed for v in values}):
+            mine = [v for v in values if (v.seed, v.form, v.radius, v.samples) == (seed, form, radius, samples)]
+            ax.scatter([v.norm for v in mine], [v.sampled for v in mine], s=12, label=f"seed {seed}")
+        ax.set(title=title, xscale="log", yscale="log", xlabel="norm of the gradient", ylabel="sampled sharpness")
+    figure.axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.sharpness", description=__doc__.splitlines()[0])
@@ -193,7 +209,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--every", type=int, default=15)
-    parser.add_argument("--csv", type=Path, default=Path("sharpness_output/sharpness.csv"))
+    parser.add_argument("--output", type=Path, default=Path("sharpness_output"))
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     values: list[Value] = []
@@ -209,7 +225,8 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{elements} shared parameters. At a random point, curvature outweighs the slope beyond a radius of"
         f" {crossover(values, elements):.2g} (median)."
     )
-    write(options.csv, values)
+    write(options.output / "sharpness.csv", values)
+    draw(options.output / "sharpness.png", values)
 
 
 if __name__ == "__main__":

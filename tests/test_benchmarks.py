@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -72,7 +74,7 @@ def test_sharpness_of_a_quadratic_is_what_it_is_by_hand() -> None:
     assert sharpness.rank_correlation([1.0, 5.0, 7.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
 
 
-def test_points_of_sharpness_leave_training_as_it_was() -> None:
+def test_points_of_sharpness_leave_training_as_it_was(tmp_path: Path) -> None:
     def losses(measures: bool) -> list[list[float]]:
         seen = []
         for step_, surface, start in sharpness.points("digits:narrow,num_train=128", seed=0, count=2, every=2):
@@ -80,6 +82,10 @@ def test_points_of_sharpness_leave_training_as_it_was() -> None:
             if measures:
                 values = sharpness.measure(0, step_, surface, start, (0.05,))
                 assert len(values) == 2 * len(sharpness.SAMPLES)
+                sharpness.table_of(values, "")
+                sharpness.write(tmp_path / "values.csv", values)
+                sharpness.draw(tmp_path / "values.png", values)
+                assert len((tmp_path / "values.csv").read_text().splitlines()) == 1 + len(values)
                 assert all(value.sampled <= value.exact * 1.01 for value in values if value.form == "difference")
         return seen
 
