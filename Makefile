@@ -3,47 +3,62 @@
 PYTHON ?= $(shell python3.11 -c 'import ensurepip, venv' >/dev/null 2>&1 && echo python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# Written when the install is complete, so that one cut short is taken up again.
-STAMP := $(VENV)/.installed
+# Written when a set of extras is complete, so that an install cut short is taken up again.
+STAMP := $(VENV)/.installed-
+
+# The extras of each set, and the sets that it includes.
+EXTRAS_recipes := recipes
+EXTRAS_qm9 := recipes,qm9
+EXTRAS_dev := recipes,qm9,dev
+EXTRAS_docs := docs
+EXTRAS_all := recipes,qm9,docs,dev
+INCLUDED_qm9 := recipes
+INCLUDED_dev := recipes qm9
+INCLUDED_all := recipes qm9 docs dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Two installs into one environment must not run at once.
+.NOTPARALLEL:
 
-.PHONY: help install demo toy qm9 scenes test lint docs clean
+.PHONY: help install demo toy qm9 scenes test test-fast lint docs clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Make .venv with the package, editable, and all that the other targets need
+install: $(STAMP)all ## Make .venv with the package, editable, and all that the other targets need
 
-$(STAMP): pyproject.toml
-	@rm -f $@
+$(STAMP)%: pyproject.toml
+	@rm -f $@ $(INCLUDED_$*:%=$(STAMP)%)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightning_cost needs Python >= 3.11, but $(PYTHON) is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e ".[recipes,qm9,docs,dev]"
-	@touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e ".[$(EXTRAS_$*)]"
+	@touch $@ $(INCLUDED_$*:%=$(STAMP)%)
 
-demo: $(STAMP) ## Train on overlaid digits with and without COST: a table, CSV files and figures in demo_output/
+demo: $(STAMP)recipes ## Train on overlaid digits with and without COST: a table, CSV files and figures in demo_output/
 	$(BIN)/python -m recipes.digits.demo
 
-toy: $(STAMP) ## Draw trajectories on the two-parameter problem, with and without COST
+toy: $(STAMP)recipes ## Draw trajectories on the two-parameter problem, with and without COST
 	$(BIN)/python -m recipes.toy
 
-qm9: $(STAMP) ## Train on 10,000 molecules with and without COST: a table and figures in qm9_output/
+qm9: $(STAMP)qm9 ## Train on 10,000 molecules with and without COST: a table and figures in qm9_output/
 	$(BIN)/python -m recipes.qm9.demo
 
-scenes: $(STAMP) ## Draw 1,000 rooms and train on them with and without COST: tables and pictures in scenes_output/
+scenes: $(STAMP)recipes ## Draw 1,000 rooms and train on them with and without COST: tables and pictures in scenes_output/
 	$(BIN)/python -m recipes.scenes.demo
 
-test: $(STAMP) ## Run the tests and the examples in the docstrings
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+test: $(STAMP)dev ## Run the tests and the examples in the docstrings; the 15 slowest are listed
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --durations=15
 
-lint: $(STAMP) ## Check style, formatting and types
+test-fast: $(STAMP)dev ## Run the tests that are not marked slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+
+lint: $(STAMP)dev ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP) ## Build the documentation into site/; a warning is an error
+docs: $(STAMP)docs ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove caches and what the other targets wrote, but keep .venv

@@ -2,7 +2,8 @@
 
 Every function takes a mapping from titles to what their panels show, and returns a :class:`matplotlib.figure.Figure`.
 Save it with ``figure.savefig(path)``. In a notebook, a cell that ends with the figure shows it. The figure does not
-belong to ``pyplot``, so you need not close it. Only this module needs matplotlib.
+belong to ``pyplot``, so you need not close it. Only this module needs matplotlib: ``pip install
+"lightning-cost[plots]"``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ try:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 except ImportError as error:
     raise ImportError(
-        "lightning_cost.plots needs matplotlib. Install it with `pip install 'lightning-cost[recipes]'`."
+        'lightning_cost.plots needs matplotlib. Install it with `pip install "lightning-cost[plots]"`.'
     ) from error
 
 __all__ = ["ConflictTrace", "before_after", "conflict_against_loss", "conflict_heat_map", "teleport_trace"]

@@ -197,7 +197,7 @@ def test_figures_stay_out_of_pyplot():
 def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "lightning_cost.plots")
-    with pytest.raises(ImportError, match=r"lightning_cost\.plots needs matplotlib.*'lightning-cost\[recipes\]'"):
+    with pytest.raises(ImportError, match=r'lightning_cost\.plots needs matplotlib.*"lightning-cost\[plots\]"'):
         importlib.import_module("lightning_cost.plots")
 
 
