@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+import lightning_cost
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PAGES = [*ROOT.glob("*.md"), *(page for name in ("docs", "recipes") for page in (ROOT / name).rglob("*.md"))]
+LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#\s]+)(?:#[^)\s]*)?\)")
 # Of the packages that only an extra brings, those whose distribution has another name than the module.
 DISTRIBUTIONS = {"sklearn": "scikit_learn", "PIL": "pillow"}
 
@@ -114,3 +119,107 @@ def test_the_library_trains_without_its_extras(python_without) -> None:
     assert "TELEPORTS 4" in lines
     (plots,) = (line for line in lines if line.startswith("PLOTS"))
     assert 'pip install "lightning-cost[plots]"' in plots
+
+
+def test_the_extras_that_pages_and_messages_name_exist() -> None:
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    texts = {path: path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "lightning_cost").rglob("*.py"))}
+    named = {
+        (path, extra)
+        for path, text in texts.items()
+        for found in re.findall(r"""["'](?:\.|lightning-cost)\[([\w,]+)\]|extras? `(\w+)`""", text)
+        for extra in ",".join(found).strip(",").split(",")
+    }
+    assert {extra for _, extra in named} >= {"plots", "recipes", "qm9"}
+    assert {entry for entry in named if entry[1] not in extras} == set()
+    readme = texts[ROOT / "README.md"]
+    table = readme[readme.index("| Extra | For |") :].partition("\n\n")[0]
+    assert {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])} == extras
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`]*`\(", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [link for link in LINK.findall(prose) if not (page.parent / link).exists()] == []
+
+
+def test_the_page_on_a_package_index_has_no_link_into_the_repository() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert LINK.search(readme)
+    (substitution,) = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    shown = re.sub(substitution["pattern"], substitution["replacement"], readme)
+    assert LINK.search(shown) is None
+    code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    assert code.findall(shown) == code.findall(readme)
+    assert re.findall(r"\]\(https?://[^)]+\)", shown) == re.findall(r"\]\(https?://[^)]+\)", readme)
+
+
+def test_every_place_that_cites_says_the_same() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = PROJECT["project"]
+    assert citation["version"] == lightning_cost.__version__
+    assert citation["license"] == project["license"]
+    assert citation["abstract"] == project["description"]
+    assert citation["authors"] == project["authors"]
+    (paper,) = citation["references"]
+    page = (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    authors = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert f"author    = {{{' and '.join(authors)}}}" in page
+    assert f"title     = {{{paper['title']}}}" in page
+    assert f"booktitle = {{{paper['collection-title']}}}" in page
+    assert f"year      = {{{paper['year']}}}" in page
+    assert paper["identifiers"][0]["value"] in page
+    assert f"version = {{{lightning_cost.__version__}}}" in page
+
+
+def test_the_workflow_runs_targets_of_the_makefile() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    runs = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    targets = {target for run in runs for target in re.findall(r"^make ([\w-]+)", run, re.MULTILINE)}
+    assert targets == {"test", "lint", "docs"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets <= set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
+    versions = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    classifiers = [f"Programming Language :: Python :: {version}" for version in versions]
+    assert [entry for entry in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", entry)] == classifiers
+
+
+@pytest.mark.parametrize("name", ["bug_report", "feature_request"])
+def test_the_forms_of_issues_are_complete(name: str) -> None:
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(form)
+    fields = [part for part in form["body"] if part["type"] != "markdown"]
+    assert all(part["attributes"]["label"] for part in fields)
+    assert len({part["id"] for part in fields}) == len(fields)
+
+
+def private_names_of_others() -> set[str]:
+    """The names with a leading underscore that the library uses, and does not have itself as well."""
+    used, own = set(), set()
+    for path in (ROOT / "lightning_cost").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+                (own if of_self and isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                module = getattr(node, "module", None) or ""
+                parts = [module, *(alias.name for alias in node.names)]
+                used |= {name for part in parts if not module.startswith("lightning_cost") for name in part.split(".")}
+    # A named tuple has these for everyone. `_loss` ends the name of a metric.
+    return {name for name in used - own if re.fullmatch(r"_[A-Za-z]\w*", name)} - {"_fields", "_replace", "_loss"}
+
+
+def test_the_page_on_stability_lists_what_others_keep_private() -> None:
+    names = private_names_of_others()
+    assert {"_w", "_phi_t", "_foreach_norm", "_model_averaging_period"} <= names
+    page = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b_[A-Za-z]\w*", page))
+    assert names - named == set()
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "lightning_cost").rglob("*.py"))
+    assert {name for name in named if not re.search(rf"\b{name}\b", text)} == set()
