@@ -12,6 +12,8 @@ from torch.nn import Parameter
 from benchmarks import ddp, many, networks, sharpness, step, teleport
 from lightning_cost import Surface
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_variant_of_a_step_trains() -> None:
     tiny = networks.Network(networks.NETWORKS["resnet18"].make, 2, (8, 8))

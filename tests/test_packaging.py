@@ -111,6 +111,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_library_trains_without_its_extras(python_without) -> None:
     result = python_without(("matplotlib", "torchvision", "sklearn", "PIL"), TRAIN)
     assert result.returncode == 0, result.stderr

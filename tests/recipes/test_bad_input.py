@@ -24,6 +24,8 @@ from recipes.digits.demo import main as demo
 from recipes.nyuv2.__main__ import main as nyuv2
 from recipes.qm9.__main__ import main as qm9
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LS = ["--config", str(ROOT / "recipes/digits/ls.yaml")]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.max_epochs=1"]

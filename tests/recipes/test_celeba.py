@@ -172,6 +172,7 @@ def test_f1_is_that_of_the_whole_split(make_trainer, data, stage, chosen):
     assert len(chosen) or 0.1 < scores.mean() < 0.9
 
 
+@pytest.mark.slow
 def test_it_learns(make_trainer, make_data):
     data = make_data(batch_size=12, image_size=16)
     data.prepare_data()

@@ -15,6 +15,8 @@ from recipes.celeba.attributes import ATTRIBUTES
 from recipes.methods import PublicFairGrad
 from recipes.scenes.writers import write_celeba
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "recipes" / "celeba"
 METHODS = {
     "ls": type(None),

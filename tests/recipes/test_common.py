@@ -101,6 +101,7 @@ def test_what_a_run_reports(trained):
     assert plain.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", [2, 3, 4, 5, 8, 10])
 @pytest.mark.parametrize("every", [7, 10, 26])
 def test_what_is_done_periodically_is_as_frequent_in_the_steps_that_are_looked_at(every, period):

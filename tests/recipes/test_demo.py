@@ -14,6 +14,8 @@ from recipes.study import Study
 from recipes.study.presets import Preset
 from recipes.study.problem import find_problem
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("LS", "FairGrad", "UPGrad")
 DIRECTIONS = {"left_accuracy": 1, "right_accuracy": 1, "ink_mse": -1}
 PROBLEMS = {name: find_problem(name) for name in demo.DEMO.problems.values()}

@@ -23,6 +23,8 @@ from recipes.nyuv2 import NYUv2DataModule, NYUv2Model
 from recipes.nyuv2.__main__ import main as nyuv2
 from recipes.scenes import write_cityscapes, write_nyuv2
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 CLASSES = {"nyuv2": (NYUv2Model, NYUv2DataModule), "cityscapes": (CityScapesModel, CityScapesDataModule)}
 WRITERS = {"nyuv2": write_nyuv2, "cityscapes": write_cityscapes}

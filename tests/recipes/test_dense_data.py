@@ -228,6 +228,7 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "limit"), [(0, 3), (1, 3), (1, 2)])
 def test_a_resumed_run_sees_the_pixels_of_an_uninterrupted_one(nyuv2: Path, tmp_path: Path, workers: int, limit: int):
     def fit(checkpoint: str | None = None) -> list[bytes]:

@@ -30,6 +30,8 @@ from tests.support.dense_files import write_random
 from tests.support.dense_models import TINY, Metrics, lively, logged, tiny
 from tests.support.nets import make_trainer
 
+pytestmark = pytest.mark.slow
+
 NAMES = {
     "segmentation": ("miou", "pixel_accuracy"),
     "depth": ("absolute_error", "relative_error"),

@@ -185,6 +185,7 @@ def quiet_trainer(folder, **arguments):
 LEARNED = {"left": 0.8, "right": 0.8, "sum": 0.15, "larger": 0.65, "left_odd": 0.85, "right_odd": 0.85}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [("left",), THREE, tuple(TASKS)])
 def test_it_learns(tmp_path, tasks):
     torch.manual_seed(0)

@@ -13,6 +13,8 @@ from lightning_cost import SymmetryTeleportCallback
 from recipes.digits.__main__ import main
 from recipes.methods import PublicFairGrad
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "recipes" / "digits"
 METHODS = {
     "ls": type(None),

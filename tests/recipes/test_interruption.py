@@ -17,6 +17,8 @@ import torch
 from recipes.common.interruption import Interrupted, LastCheckpoint, stop_if_interrupted
 from tests.support.nets import Net, assert_same_parameters, fit, make_batches
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

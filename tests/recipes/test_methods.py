@@ -14,6 +14,8 @@ from recipes.digits import DigitsDataModule, DigitsModel
 from recipes.digits.__main__ import DigitsCLI, main
 from recipes.methods import METHODS, IMTLLossScales, PublicFairGrad, make_method
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Beside the registry: they are more than an `mtl_method`, or a variant of one.
 EXTRA = {

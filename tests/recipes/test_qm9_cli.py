@@ -20,7 +20,7 @@ from tests.support.qm9_runs import SIZES, cache_home, folder, needs_the_extra
 
 __all__ = ["cache_home", "folder"]  # Fixtures.
 
-pytestmark = [needs_the_extra, pytest.mark.usefixtures("folder")]
+pytestmark = [pytest.mark.slow, needs_the_extra, pytest.mark.usefixtures("folder")]
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "qm9"
 METHODS = {"ls": type(None), "cagrad": CAGrad, "nash_mtl": NashMTL, "fairgrad": FairGrad, "upgrad": UPGrad}

@@ -15,6 +15,8 @@ from tests.support.qm9_runs import cache_home, needs_the_extra
 from tests.support.ranked_fits import celeba, fit, nyuv2, qm9, validate
 from tests.support.ranks import RankPool
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["cache_home"]  # A fixture.
 
 

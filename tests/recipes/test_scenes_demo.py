@@ -21,6 +21,8 @@ from recipes.scenes.problems import PROBLEMS, RoomsDataModule
 from tests.support.dense_models import tiny
 from tests.support.nets import make_trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

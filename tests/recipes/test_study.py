@@ -30,6 +30,8 @@ from recipes.study.spec import RunSpec, plan
 from recipes.study.store import StoredRunError, versions
 from tests.support.nets import Net, make_batches
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------------------------- names
 
 

@@ -19,6 +19,8 @@ from recipes.study.experimental import (
 )
 from tests.support.nets import Net, fit, make_batches
 
+pytestmark = pytest.mark.slow
+
 
 def test_teleports_in_some_epochs_only():
     callback = EpochTeleportCallback({1, 3}, trigger=lambda gradients: True)

@@ -8,6 +8,8 @@ import pytest
 
 from recipes.study.plots import Curves, intervals, learning_curves
 
+pytestmark = pytest.mark.slow
+
 
 def points(line):
     return list(zip(line.get_xdata(), line.get_ydata(), strict=True))

@@ -18,6 +18,8 @@ from recipes.study.spec import RunSpec
 from recipes.study.statistics import final_metrics, group, paired_change, summarize
 from recipes.study.store import Record, Store, StoredRunError, versions
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------------------------- store
 
 

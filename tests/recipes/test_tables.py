@@ -21,6 +21,8 @@ from recipes.tables.__main__ import main
 from recipes.tables.table import headings, to_markdown
 from tests.support.qm9_runs import SIZES, cache_home, folder, needs_the_extra
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["cache_home", "folder"]  # Fixtures.
 
 QUIET = ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")

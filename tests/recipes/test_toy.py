@@ -9,6 +9,8 @@ from lightning_cost import SymmetryTeleportCallback
 from recipes.toy import STARTS, ToyModel, gap_to_front, pareto_front, pareto_stationarity, toy_losses, train
 from recipes.toy.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 STUCK = (STARTS[0], STARTS[2])
 # At this learning rate the runs are short, and LS leaves the valleys after 1100 steps at the earliest.
 STEPS, LR = 900, 0.02

@@ -18,6 +18,8 @@ from lightning_cost._training.shared import shared_parameters
 from tests.support.nets import TASKS, Batch, Net, fit, make_batches, values_of
 from tests.support.teleporting import teleporter
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, Callable[[], Aggregator | None]] = {
     "None": lambda: None,
     "UPGrad": UPGrad,

@@ -23,6 +23,8 @@ from lightning_cost.searches import LevelSetSearch
 from tests.support.nets import Batch, Net, fit, make_batches, make_mlp, values_of
 from tests.support.teleporting import NoisyNet, teleporter
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 
 

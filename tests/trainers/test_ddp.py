@@ -42,6 +42,8 @@ from tests.support.nets import Net
 from tests.support.ranks import RankPool
 from tests.support.teleporting import assert_same, teleporter
 
+pytestmark = pytest.mark.slow
+
 LEVEL_SET = partial(teleporter, check_every_n_steps=5)
 PENALTY = partial(teleporter, check_every_n_steps=5, search=PenaltySearch(steps=3, lr=1e-3))
 

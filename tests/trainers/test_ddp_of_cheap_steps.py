@@ -15,6 +15,8 @@ from tests.support.nets import Net
 from tests.support.ranks import RankPool
 from tests.support.teleporting import assert_same, teleporter
 
+pytestmark = pytest.mark.slow
+
 DEFERRED = partial(teleporter, check_every_n_steps=5, reevaluate=False)
 FEATURES = {"task_gradients_of": "features"}
 EVERY_THIRD = {"weights_every": 3}

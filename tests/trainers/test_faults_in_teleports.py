@@ -36,6 +36,8 @@ from lightning_cost.surface import Surface
 from tests.support.nets import Net, fit, make_batches
 from tests.support.teleporting import NoisyNet, always, assert_same, final_state, snapshot, teleporter
 
+pytestmark = pytest.mark.slow
+
 STRUCK_STEP = 3
 
 Place = tuple[str, str, str]

@@ -23,6 +23,8 @@ from tests.support.nets import Batch, Net, fit, make_batches, make_trainer
 from tests.support.ranks import RankPool
 from tests.support.teleporting import NoisyNet, SaveAt, StatefulBatches, assert_same, teleporter, without_time
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("left", "right", "ink", "edge", "area")
 # The fourth task has the smallest gradient at every step.
 SCALES = (1.0, 0.5, 2.0, 0.02, 1.0)

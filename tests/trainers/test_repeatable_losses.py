@@ -223,6 +223,7 @@ def test_a_batch_that_is_changed_in_place_is_copied_from_the_second_on() -> None
     assert sum(report.accepted for report in callback.reports[1:]) >= 4
 
 
+@pytest.mark.slow
 @settings(
     max_examples=20,
     deadline=None,

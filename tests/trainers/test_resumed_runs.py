@@ -20,6 +20,8 @@ from tests.support.nets import Net, PlainNet, assert_moved, assert_same_paramete
 from tests.support.resumed_run import ADAM, BATCHES, EPOCHS, METHODS, REMEMBERING, RUNS, SaveAfter, run
 from tests.support.teleporting import StatefulBatches, assert_same, final_state, never, teleporter, without_time
 
+pytestmark = pytest.mark.slow
+
 # At the end of an epoch, in the middle of one, and where with 2 accumulated batches a step was just made: the
 # gradients of half a window are in no checkpoint of Lightning's.
 PLACES = (BATCHES, BATCHES + 2, 2 * BATCHES + 4)

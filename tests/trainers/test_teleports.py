@@ -131,6 +131,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["paper", "momentum", "keep", "reset"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_and_history_trains_on(optimizer: str, history: Any) -> None:
