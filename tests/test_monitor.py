@@ -165,6 +165,7 @@ def test_a_summary_of_nothing_is_nan_and_can_be_shown() -> None:
         conflict_heat_map({"nothing": summary})
 
 
+@pytest.mark.slow
 def test_both_ranks_measure_what_one_process_measures(ranks: RankPool) -> None:
     (first, lines), (second, silent) = ranks.run(watched)
     alone, _ = watched(0, size=1)
