@@ -23,6 +23,8 @@ from recipes.celeba.bars import AttributeBars, bar_figure
 from recipes.celeba.network import FaceNet
 from recipes.scenes.writers import write_celeba
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"train": 12, "val": 7, "test": 5}
 
 
@@ -172,7 +174,6 @@ def test_f1_is_that_of_the_whole_split(make_trainer, data, stage, chosen):
     assert len(chosen) or 0.1 < scores.mean() < 0.9
 
 
-@pytest.mark.slow
 def test_it_learns(make_trainer, make_data):
     data = make_data(batch_size=12, image_size=16)
     data.prepare_data()

@@ -22,6 +22,8 @@ from recipes.common.parallel import RunFailedError, run_all
 from recipes.common.training import Recorder, train_and_test
 from recipes.digits import DigitsDataModule, DigitsModel
 
+pytestmark = pytest.mark.slow
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -101,7 +103,6 @@ def test_what_a_run_reports(trained):
     assert plain.seconds > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("period", [2, 3, 4, 5, 8, 10])
 @pytest.mark.parametrize("every", [7, 10, 26])
 def test_what_is_done_periodically_is_as_frequent_in_the_steps_that_are_looked_at(every, period):

@@ -22,6 +22,8 @@ from recipes.dense.segnet import SegNet
 from tests.support.nets import fit
 from tests.support.teleporting import teleporter
 
+pytestmark = pytest.mark.slow
+
 NYUV2 = {"segmentation": 13, "depth": 1, "normals": 3}
 CITYSCAPES = {"segmentation": 7, "depth": 1}
 TINY = (4, 6, 8, 10, 8)  # no two neighbors alike

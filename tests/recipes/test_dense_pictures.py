@@ -28,6 +28,8 @@ from tests.support.dense_files import write_random
 from tests.support.dense_models import Metrics, lively, logged, tiny
 from tests.support.nets import make_mlp, make_trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,6 +12,8 @@ from recipes.study.runner import run_missing
 from recipes.study.spec import RunSpec, Variant
 from recipes.study.store import Store
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "cityscapes": "network=segnet,widths=[2, 4, 4, 4, 4],batch_size=2,num_workers=0,accelerator=cpu",
     "nyuv2": "network=segnet,widths=[2, 4, 4, 4, 4],batch_size=2,num_workers=0,accelerator=cpu",

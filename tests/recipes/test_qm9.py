@@ -17,7 +17,7 @@ from tests.support.qm9_runs import NARROW, cache_home, folder, make_data, make_t
 
 __all__ = ["cache_home", "folder"]  # Fixtures.
 
-pytestmark = [needs_the_extra, pytest.mark.usefixtures("folder")]
+pytestmark = [pytest.mark.slow, needs_the_extra, pytest.mark.usefixtures("folder")]
 
 
 def truths(loader):

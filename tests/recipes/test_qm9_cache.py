@@ -17,6 +17,8 @@ from recipes.qm9.cache import cache_file, load_cache, main, prepare_cache
 from recipes.qm9.source import CHECKSUMS, read_rows
 from tests.support.qm9_package import ROWS, install, real_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

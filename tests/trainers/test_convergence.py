@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback
 from tests.support.nets import make_trainer
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("left", "right", "ink")
 DIMENSIONS = 12
 TOLERANCE = 1e-3

@@ -16,6 +16,8 @@ from lightning_cost._training.method import FamoMethod
 from tests.support.nets import TASKS, Net, fit, grads_of, make_batches, make_trainer
 from tests.support.teleporting import NoisyNet, SaveAt, Spy, StatefulBatches, assert_same, teleporter, without_time
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"LS": lambda: None, "UPGrad": UPGrad, "UW": partial(UW, 3), "FAMO": partial(FAMO, 3)}
 
 

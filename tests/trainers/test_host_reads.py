@@ -17,6 +17,8 @@ from tests.support.host_reads import counted_reads
 from tests.support.nets import TASKS, Batch, Net, PlainNet, fit, grads_of, make_batches
 from tests.support.teleporting import SaveAt, teleporter
 
+pytestmark = pytest.mark.slow
+
 NAMES = (*TASKS, "edge")
 
 

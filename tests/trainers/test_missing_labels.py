@@ -19,6 +19,8 @@ from tests.support.resumed_run import REMEMBERING
 from tests.support.task_rows import Watched, assert_rows
 from tests.support.teleporting import SaveAt, teleporter
 
+pytestmark = pytest.mark.slow
+
 SGD = partial(torch.optim.SGD, lr=0.05)
 
 

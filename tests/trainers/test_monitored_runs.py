@@ -18,6 +18,8 @@ from tests.support.ddp_runs import scaler_plugins
 from tests.support.nets import Batch, Net, assert_same_parameters, fit, make_batches, make_mlp
 from tests.support.teleporting import teleporter
 
+pytestmark = pytest.mark.slow
+
 SCALES = (1.0, 5.0, 0.1)
 quiet = partial(ConflictMonitor, table=False)
 

@@ -22,6 +22,8 @@ from lightning_cost.searches import Search, SearchContext
 from tests.support.moments import ADAMS, Moments
 from tests.support.problems import Problem, jacobian, loss_function, mlp_batch, trainer
 
+pytestmark = pytest.mark.slow
+
 MakeOptimizer = Callable[[Any], Optimizer]
 
 

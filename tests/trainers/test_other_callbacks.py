@@ -35,6 +35,8 @@ from tests.support.trainings import (
     trainings,
 )
 
+pytestmark = pytest.mark.slow
+
 both_orders = pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
 
 

@@ -19,6 +19,8 @@ from lightning_cost.objectives import ConflictAlignment
 from tests.support.nets import Batch, Net, fit, make_batches
 from tests.support.teleporting import teleporter
 
+pytestmark = pytest.mark.slow
+
 
 def scaled(init_scale: float = 2.0**10, **settings: Any) -> dict[str, Any]:
     """Trainer settings for ``16-mixed`` on the CPU, which Lightning offers on GPUs only."""

@@ -22,6 +22,8 @@ from lightning_cost import ConflictAlignment, PenaltySearch, SymmetryTeleportCal
 from tests.support.nets import fit, make_batches
 from tests.support.teleporting import NoisyNet, assert_same, final_state
 
+pytestmark = pytest.mark.slow
+
 
 class FragileNet(NoisyNet):
     """Fails at the n-th further evaluation of its losses in a teleport, if told so."""

@@ -24,6 +24,8 @@ from tests.support.impure import REPEATABLE, Impure
 from tests.support.nets import TASKS, Batch, Net, fit, make_batches, values_of
 from tests.support.teleporting import teleporter
 
+pytestmark = pytest.mark.slow
+
 HELD = 0.02
 
 
@@ -223,7 +225,6 @@ def test_a_batch_that_is_changed_in_place_is_copied_from_the_second_on() -> None
     assert sum(report.accepted for report in callback.reports[1:]) >= 4
 
 
-@pytest.mark.slow
 @settings(
     max_examples=20,
     deadline=None,

@@ -16,6 +16,8 @@ from lightning_cost.searches import LevelSetSearch, PenaltySearch
 from tests.support.nets import Net, fit, make_batches, values_of
 from tests.support.teleporting import teleporter
 
+pytestmark = pytest.mark.slow
+
 SEARCHES = {
     "level set": LevelSetSearch(),
     "full rank": LevelSetSearch(full_rank=True),

@@ -19,6 +19,8 @@ from tests.support.nets import Net, PlainNet, fit, grads_of, make_batches, value
 from tests.support.teleporting import teleporter
 from tests.support.trainings import TRAININGS, Built, Training, Validated, assert_equal_runs, reference_run, trainings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("settings", "reference"),
