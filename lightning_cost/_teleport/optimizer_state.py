@@ -126,7 +126,7 @@ class HistoryReuse:
         if self.mode == "reset":
             _reset(state)
             return
-        gradient = _effective_gradient(group, parameter)
+        gradient = _effective_gradient(optimizer, group, parameter)
         if isinstance(optimizer, SGD):
             _modulate_sgd(group, state, gradient, sigma)
             return
@@ -141,13 +141,15 @@ class HistoryReuse:
                 state["exp_inf"].mul_(sigma)
 
 
-def _effective_gradient(group: dict[str, Any], parameter: Parameter) -> Tensor:
+def _effective_gradient(optimizer: Optimizer, group: dict[str, Any], parameter: Parameter) -> Tensor:
     """The gradient that enters the moments: with L2 regularization, and with the sign of the optimization."""
     assert parameter.grad is not None
     gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
     if group.get("maximize", False):
         gradient = -gradient
-    if group.get("weight_decay", 0) and not group.get("decoupled_weight_decay", False):
+    # AdamW of older versions of PyTorch does not say so in its groups.
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
+    if group.get("weight_decay", 0) and not decoupled:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
     return gradient
 

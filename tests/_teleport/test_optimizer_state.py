@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cost import SymmetryTeleportCallback
 from lightning_cost._teleport.optimizer_state import HISTORY_MODES, HistoryReuse, modulate
-from tests.support.moments import ADAMS, LR, Moments
+from tests.support.moments import ADAMS, LR, Moments, groups_of
 from tests.support.problems import mlp_batch, mlp_problem, trainer
 
 
@@ -60,7 +60,7 @@ def test_moments_follow_equation_13(name: str, mode: Any) -> None:
     references = {p: Moments.like(p.detach()) for p in (moving, other)}
     expected: dict[Parameter, Tensor] = {}
     for index in moved_steps(optimizer, history, SIGMAS):
-        for group in optimizer.param_groups:
+        for group in groups_of(optimizer):
             (parameter,) = group["params"]
             if index:
                 references[parameter].check(optimizer.state[parameter])

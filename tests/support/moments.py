@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ LR = 0.01
 ADAMS: dict[str, Callable[..., Optimizer]] = {
     "Adam": lambda p, **kw: Adam(p, lr=LR, **kw),
     "Adam with L2": lambda p, **kw: Adam(p, lr=LR, weight_decay=0.1, **kw),
-    "Adam, decoupled": lambda p, **kw: Adam(p, lr=LR, weight_decay=0.1, decoupled_weight_decay=True, **kw),
     "Adam, maximizing": lambda p, **kw: Adam(p, lr=LR, weight_decay=0.1, maximize=True, **kw),
     "Adam, foreach": lambda p, **kw: Adam(p, lr=LR, foreach=True, **kw),
     "Adam, fused": lambda p, **kw: Adam(p, lr=LR, fused=True, weight_decay=0.1, **kw),
@@ -35,6 +35,14 @@ ADAMS: dict[str, Callable[..., Optimizer]] = {
     "Adamax": lambda p, **kw: Adamax(p, lr=LR, **kw),
     "Adamax with L2": lambda p, **kw: Adamax(p, lr=LR, weight_decay=0.1, maximize=True, **kw),
 }
+if "decoupled_weight_decay" in inspect.signature(Adam).parameters:
+    ADAMS["Adam, decoupled"] = lambda p, **kw: Adam(p, lr=LR, weight_decay=0.1, decoupled_weight_decay=True, **kw)
+
+
+def groups_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups. They all say whether weight decay is decoupled, which AdamW of PyTorch 2.6 leaves out."""
+    decoupled = isinstance(optimizer, AdamW)
+    return [{"decoupled_weight_decay": decoupled, **group} for group in optimizer.param_groups]
 
 
 @dataclass
@@ -55,7 +63,7 @@ class Moments:
         """One step from ``parameter`` with ``gradient``: Eq. 13 after a teleport, sigma = 1 otherwise."""
         (beta1, beta2), decay = group["betas"], group["weight_decay"]
         gradient = -gradient if group["maximize"] else gradient
-        if not group.get("decoupled_weight_decay", False):
+        if not group["decoupled_weight_decay"]:
             gradient = gradient + decay * parameter
         if self.steps == 0:
             sigma = 1.0

@@ -20,6 +20,7 @@ from lightning_cost._teleport.optimizer_state import HISTORY_MODES
 from lightning_cost.objectives import RandomDirection
 from lightning_cost.searches import Search, SearchContext
 from tests.support.moments import ADAMS, Moments
+from tests.support.moments import groups_of as described_groups
 from tests.support.problems import Problem, jacobian, loss_function, mlp_batch, trainer
 
 pytestmark = pytest.mark.slow
@@ -128,7 +129,7 @@ def shifting(history: Any, cosines: Sequence[float] = (0.5, 0.6, -0.4, 0.9)) -> 
 
 def check_run(module: Watched, sigmas: Sequence[float | None], mode: str) -> None:
     groups = {}
-    for group in module.optimizers(use_pl_optimizer=False).param_groups:
+    for group in described_groups(module.optimizers(use_pl_optimizer=False)):
         groups.update({id(parameter): group for parameter in group["params"]})
     for name, parameter in module.named_parameters():
         group = groups[id(parameter)]
