@@ -3,6 +3,7 @@
 PYTHON ?= $(shell python3.11 -c 'import ensurepip, venv' >/dev/null 2>&1 && echo python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 # Written when a set of extras is complete, so that an install cut short is taken up again.
 STAMP := $(VENV)/.installed-
 
@@ -21,10 +22,10 @@ INCLUDED_all := recipes qm9 docs dev
 # Two installs into one environment must not run at once.
 .NOTPARALLEL:
 
-.PHONY: help install demo toy qm9 scenes test test-fast lint docs clean
+.PHONY: help install demo toy qm9 scenes test test-fast test-lowest lint docs clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)all ## Make .venv with the package, editable, and all that the other targets need
 
@@ -53,6 +54,15 @@ test: $(STAMP)dev ## Run the tests and the examples in the docstrings; the 15 sl
 test-fast: $(STAMP)dev ## Run the tests that are not marked slow
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
+test-lowest: $(LOWEST)/.installed ## Run the tests that are not marked slow with the lowest versions, in .venv-lowest
+	$(LOWEST)/bin/python -m pytest -n auto --maxprocesses 4 -m "not slow" --ignore=tests/recipes --ignore=tests/test_docs.py
+
+$(LOWEST)/.installed: pyproject.toml requirements/lowest.txt
+	@rm -f $@
+	@$(LOWEST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --no-input -e ".[recipes,dev]" -c requirements/lowest.txt
+	@touch $@
+
 lint: $(STAMP)dev ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +71,6 @@ lint: $(STAMP)dev ## Check style, formatting and types
 docs: $(STAMP)docs ## Build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean: ## Remove caches and what the other targets wrote, but keep .venv
+clean: ## Remove caches and what the other targets wrote, but keep the environments
 	rm -rf build dist site demo_output study_output toy_output qm9_output scenes_output lightning_logs .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
