@@ -37,6 +37,7 @@ from lightning_cost.searches import SearchContext
 from lightning_cost.triggers import dominated_conflict
 from recipes.peers import GroupActionSearch, NullSpaceSearch, RescalingSearch, free_shares
 from recipes.peers.problems import as_mlp
+from recipes.qm9.reach import ENDS, NO_RECURRENT_CELLS
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ REACH = (
     *OURS,
     Setting(
         "LoRA 5, no recurrent cells",
-        lambda: LevelSetSearch(target_modules=["embedding", "edge_in", "edge_out", "root", "out"]),
+        lambda: LevelSetSearch(target_modules=NO_RECURRENT_CELLS),
     ),
-    Setting("LoRA 5, embedding and output only", lambda: LevelSetSearch(target_modules=["embedding", "out"])),
+    Setting("LoRA 5, embedding and output only", lambda: LevelSetSearch(target_modules=ENDS)),
 )
 
 

@@ -139,11 +139,6 @@ CALLBACKS: dict[str, Factory] = {
     # A threshold that follows training, and fixed ones.
     **{f"lowest {share:.0%}": _cost(trigger=LowestCosines(share)) for share in (0.05, 0.1, 0.2)},
     **{f"cosine below {threshold}": _cost(trigger=CosineBelow(threshold)) for threshold in (-0.1, -0.2, -0.3, -0.5)},
-    # What an adapter reaches in the network of QM9 (recurrent cells are not Linear layers elsewhere).
-    "embedding and output only": _cost(search=LevelSetSearch(target_modules=["embedding", "out"])),
-    "no recurrent cells": _cost(
-        search=LevelSetSearch(target_modules=["embedding", "edge_in", "edge_out", "root", "out"])
-    ),
     # Adapters of the penalty search (Table 8).
     **{
         f"{name} adapter": _cost(search=PenaltySearch(adapter, steps=20, lr=1e-3), max_per_epoch=1)

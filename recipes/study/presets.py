@@ -64,12 +64,6 @@ PRESETS: dict[str, Preset] = {
         ["LS"],
         ["COST", "lowest 10%", "cosine below -0.1", "every 2 steps"],
     ),
-    "reach": Preset(
-        "How much of a graph network must an adapter reach?",
-        ["LS"],
-        ["COST", "no recurrent cells", "embedding and output only"],
-        "small",
-    ),
     "adapters": Preset(
         "Which adapter? (Table 8)", ["FairGrad"], ["COST", "LoRA adapter", "LoHa adapter", "LoKr adapter"]
     ),

@@ -8,6 +8,7 @@ from torch import nn
 from lightning_cost.searches import LevelSetSearch
 from lightning_cost.searches._adapters import reachable_layers
 from recipes.qm9.network import MoleculeNet
+from recipes.qm9.reach import ends, no_recurrent_cells
 
 
 def molecules(batch=6, atoms=9, seed=0):
@@ -104,3 +105,17 @@ def test_it_can_be_differentiated_twice():
 def test_there_must_be_something_of_everything(argument):
     with pytest.raises(ValueError, match=f"{argument}=0"):
         MoleculeNet(**{argument: 0})
+
+
+def test_teleports_of_a_part_reach_that_part_only():
+    net = MoleculeNet(8, 6)
+    modules, shared = {"backbone": net}, list(net.parameters())
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    reached = {
+        make: {names[id(parameter)] for parameter in make(None, 0)._teleporter.search.reach(modules, shared)}
+        for make in (ends, no_recurrent_cells)
+    }
+    assert reached[ends] == {"embedding.weight", "out.weight"}
+    recurrent = {name for name in names.values() if name.startswith(("update", "readout")) and name.endswith("weight")}
+    weights = {name for name in names.values() if name.endswith("weight")}
+    assert reached[no_recurrent_cells] == weights - recurrent

@@ -35,6 +35,7 @@ from lightning_cost.searches._adapters import PeftAdapter
 from lightning_cost.surface import Surface
 from tests.support.nets import Net, fit, make_batches
 from tests.support.teleporting import NoisyNet, always, assert_same, final_state, snapshot, teleporter
+from tests.support.versions import needs_save_on_exception
 
 pytestmark = pytest.mark.slow
 
@@ -352,6 +353,7 @@ class Broken(ConflictAlignment):
         return super().value_and_gradient(surface, point)
 
 
+@needs_save_on_exception
 @pytest.mark.parametrize("search", [LevelSetSearch(), PenaltySearch(steps=2, lr=1e-2)], ids=["level set", "penalty"])
 @pytest.mark.parametrize(("part", "call"), [("begin", 1), ("value", 1), ("value", 2), ("value_and_gradient", 1)])
 def test_a_fault_in_an_objective_is_saved_as_it_was_before(part: str, call: int, search: Any, tmp_path: Any) -> None:

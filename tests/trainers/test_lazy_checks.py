@@ -22,6 +22,7 @@ from tests.support.ddp_runs import MissingNet, NormNet, Run, alone, none, scaler
 from tests.support.nets import Batch, Net, fit, make_batches, make_trainer
 from tests.support.ranks import RankPool
 from tests.support.teleporting import NoisyNet, SaveAt, StatefulBatches, assert_same, teleporter, without_time
+from tests.support.versions import UNSAFE_LOAD
 
 pytestmark = pytest.mark.slow
 
@@ -240,7 +241,7 @@ def test_a_resumed_run_looks_at_the_same_steps(tmp_path: Any) -> None:
             enable_model_summary=False,
             callbacks=[callback, *([] if path is None else [SaveAt(path, 6)])],
         )
-        trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=False)
+        trainer.fit(module, loader, ckpt_path=ckpt_path, **UNSAFE_LOAD)
         return module, callback, trainer
 
     module, whole, _ = run(tmp_path / "a.ckpt")
@@ -367,7 +368,7 @@ def test_checks_without_conflict_are_counted_across_a_restart(monkeypatch: pytes
         passes = Passes(monkeypatch)
         lazy = teleporter(trigger=DominatedConflict(all_tasks_every=4))
         trainer = make_trainer(callbacks=[lazy, passes, *callbacks])
-        trainer.fit(Agreeing(), StatefulBatches(make_batches(12, NAMES)), ckpt_path=ckpt_path, weights_only=False)
+        trainer.fit(Agreeing(), StatefulBatches(make_batches(12, NAMES)), ckpt_path=ckpt_path, **UNSAFE_LOAD)
         return passes.counts
 
     whole = counts_of(SaveAt(tmp_path / "a.ckpt", 6))

@@ -34,6 +34,7 @@ from tests.support.trainings import (
     reference_run,
     trainings,
 )
+from tests.support.versions import needs_save_on_exception
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ both_orders = pytest.mark.parametrize("first", [True, False], ids=["before ours"
 OTHERS: dict[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
     "EarlyStopping": lambda path: (EarlyStopping("val/loss", patience=100), {"limit_val_batches": 1.0}),
     "ModelCheckpoint": lambda path: (
-        ModelCheckpoint(path, every_n_train_steps=2, save_on_exception=True),
+        ModelCheckpoint(path, every_n_train_steps=2),
         {"enable_checkpointing": True},
     ),
     "LearningRateMonitor": lambda path: (LearningRateMonitor("step"), {"logger": DummyLogger()}),
@@ -73,6 +74,7 @@ def test_early_stopping_stops_after_the_epoch(first: bool) -> None:
     assert_equal_runs(stopped, reference_run(training))
 
 
+@needs_save_on_exception
 @both_orders
 def test_a_checkpoint_of_an_exception_in_a_teleport_has_the_weights_before_it(first: bool, tmp_path: Path) -> None:
     class Failing(LevelSetSearch):
