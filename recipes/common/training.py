@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_cost import MultiTaskMixin, SymmetryTeleportCallback, TeleportReport
-from lightning_cost.triggers import dominated_conflict
+from lightning_cost.triggers import TRIGGERS
 from recipes.common.looks import is_looked_at
 
 __all__ = ["Evaluation", "Look", "Measured", "Recorder", "be_a_quiet_worker", "train_and_test"]
@@ -34,11 +34,23 @@ _CHATTER = (
 
 @dataclass(frozen=True)
 class Look:
-    """A training step before any teleport: its number, the task losses, and whether the gradients conflict (Eq. 3)."""
+    """A training step before any teleport.
+
+    Attributes:
+        step: Its number.
+        losses: The task losses.
+        conflict: Whether the task with the smallest gradient conflicts with the mean (Eq. 3).
+        majority: Whether at least half of the tasks do (Eq. 4).
+        weak: Whether any two tasks conflict with each other (Definition 1).
+        cosine: Lowest cosine of a task gradient with the mean. Below 0, some task conflicts with the mean.
+    """
 
     step: int
     losses: dict[str, float]
     conflict: bool
+    majority: bool
+    weak: bool
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,8 @@ class Recorder(Callback):
             gradients, logged = pl_module.task_gradients, trainer.callback_metrics
             assert gradients is not None
             losses = {name: float(logged[f"train/{name}_loss"]) for name in gradients.names}
-            self.looks.append(Look(trainer.global_step, losses, dominated_conflict(gradients)))
+            flags = (TRIGGERS[name](gradients) for name in ("dominated", "majority", "weak"))
+            self.looks.append(Look(trainer.global_step, losses, *flags, cosine=float(gradients.cosines.min())))
 
     @override
     def on_train_batch_end(

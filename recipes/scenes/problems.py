@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
 
+from recipes.celeba import CelebADataModule
+from recipes.celeba.attributes import ATTRIBUTES
+from recipes.celeba.problems import CelebAProblem
 from recipes.common.files import user_cache
 from recipes.dense.data import DenseDataModule
 from recipes.dense.model import DenseModel, Network
 from recipes.dense.problem import DenseProblem
 from recipes.nyuv2 import NYUV2, NYUv2DataModule, NYUv2Model
-from recipes.scenes.writers import write_nyuv2
+from recipes.scenes.writers import write_celeba, write_nyuv2
 
-__all__ = ["PROBLEMS", "ROOMS", "RoomsDataModule", "RoomsProblem"]
+__all__ = ["PROBLEMS", "ROOMS", "FacesDataModule", "FacesProblem", "RoomsDataModule", "RoomsProblem"]
 
 ROOMS = replace(NYUV2, name="Drawn rooms")
 """NYUv2's files, which must not be taken for NYUv2."""
@@ -82,7 +86,50 @@ class RoomsProblem(DenseProblem):
         return RoomsDataModule(tasks, size, batch_size=self.batch_size, augment=self.augment, seed=seed)
 
 
+class FacesDataModule(CelebADataModule):
+    """Faces in CelebA's layout, drawn into the user's cache when they are first needed. See `RoomsDataModule`.
+
+    Args:
+        size: Numbers of training, validation and test faces.
+        **kwargs: See `CelebADataModule`.
+    """
+
+    def __init__(self, size: tuple[int, int, int], **kwargs: Any) -> None:
+        self._size = size
+        super().__init__(user_cache("scenes") / f"faces-{'-'.join(map(str, size))}", **kwargs)
+
+    def prepare_data(self) -> None:
+        """Draw the faces that are missing, and resize them unless this was done already."""
+        write_celeba(Path(self.root), *self._size, jobs=os.cpu_count() or 1, console=Console(stderr=True))
+        super().prepare_data()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacesProblem(CelebAProblem):
+    """Attributes of drawn faces.
+
+    Attributes:
+        num_train: Number of faces to train on.
+        num_val: Number of faces to validate on.
+        num_test: Number of faces to test on.
+    """
+
+    width: int = 8
+    lr: float = 2e-3
+    batch_size: int = 64
+    image_size: int = 32
+    num_train: int = 4000
+    num_val: int = 500
+    num_test: int = 500
+
+    def make_data(self, tasks: Sequence[str], seed: int) -> FacesDataModule:
+        """The same faces for every seed, in another order."""
+        size = (self.num_train, self.num_val, self.num_test)
+        return FacesDataModule(size, batch_size=self.batch_size, image_size=self.image_size, shuffle_seed=seed)
+
+
 # Ten looks an epoch.
 PROBLEMS = {
-    "rooms": RoomsProblem(title="rooms, drawn", tasks=tuple(ROOMS.tasks), epochs=5, evaluations=5, look_every=10)
+    "rooms": RoomsProblem(title="rooms, drawn", tasks=tuple(ROOMS.tasks), epochs=5, evaluations=5, look_every=10),
+    "faces": FacesProblem(title="faces, drawn", tasks=ATTRIBUTES, epochs=5, evaluations=5, look_every=6),
 }

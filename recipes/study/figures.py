@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lightning_cost.plots import before_after
 from recipes.common.compare import Variant
-from recipes.common.training import Measured
+from recipes.common.training import Look, Measured
 from recipes.study.plots import Curves, intervals, learning_curves
 from recipes.study.statistics import Curve, RowSummary
 
-__all__ = ["draw"]
+__all__ = ["draw", "share_of_looks"]
 
 _POINTS = 40
 _LOOKS_PER_SPAN = 5
@@ -46,7 +46,9 @@ def draw(
         method, callback, runs = variant.method, variant.callback or "without", list(of_seeds.values())
         over_steps.setdefault(method, {})[callback] = _over_steps(runs)
         over_time.setdefault(method, {})[callback] = _over_time(runs)
-        shares.setdefault(method, {})[callback] = _conflict_share(list(by_variant[variant].values()))
+        shares.setdefault(method, {})[callback] = share_of_looks(
+            list(by_variant[variant].values()), lambda look: look.conflict
+        )
     highest = max(float(curve.values.max()) for of_seeds in curves.values() for curve in of_seeds.values())
     limit = _LINEAR_UP_TO if highest > _LINEAR_UP_TO else None
 
@@ -92,14 +94,14 @@ def _over_time(curves: Sequence[Curve]) -> Curves:
     return Curves(list(seconds), [[curve.at_second(second) for second in seconds] for curve in curves])
 
 
-def _conflict_share(runs: Sequence[Measured]) -> Curves:
-    """Shares over spans of the training. Each span is wide enough for some of the steps that were looked at."""
+def share_of_looks(runs: Sequence[Measured], flag: Callable[[Look], bool]) -> Curves:
+    """Share of the looks with `flag` over spans of the training, each wide enough for some of the looks."""
     count = min(len(run.looks) for run in runs)
     spans = min(max(1, count // _LOOKS_PER_SPAN), _POINTS)
     edges = np.linspace(0, min(run.steps for run in runs), spans + 1)
     shares = []
     for run in runs:
         places = np.digitize([look.step for look in run.looks], edges) - 1
-        flags = np.array([look.conflict for look in run.looks], dtype=float)
+        flags = np.array([flag(look) for look in run.looks], dtype=float)
         shares.append([flags[places == span].mean() for span in range(spans)])
     return Curves(list((edges[:-1] + edges[1:]) / 2), shares)

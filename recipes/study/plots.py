@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 from numpy.typing import ArrayLike
 
-__all__ = ["Curves", "intervals", "learning_curves"]
+__all__ = ["STYLE", "Curves", "intervals", "learning_curves", "panel_grid"]
 
 # Okabe and Ito's colors, which most color-blind readers can tell apart.
 _COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _WORSE, _BETTER, _NEUTRAL = "#D55E00", "#009E73", "#666666"
-_STYLE = {
+STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.prop_cycle": cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=_COLORS),
@@ -43,7 +43,7 @@ class Curves:
             raise ValueError(f"`values` must have shape (runs, {len(self.steps)}) with at least one run; got {shape}.")
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def learning_curves(
     panels: Mapping[str, Mapping[str, Curves]],
     ylabel: str,
@@ -60,7 +60,7 @@ def learning_curves(
         logarithmic_above: The vertical axis is logarithmic from this absolute value on; None: linear.
         xlabel: What the steps are.
     """
-    figure, axes = _panels(panels, columns, 3.1, xlabel, ylabel)
+    figure, axes = panel_grid(panels, columns, 3.1, xlabel, ylabel)
     for ax, (title, variants) in zip(axes, panels.items(), strict=True):
         for variant, curves in variants.items():
             values = np.asarray(curves.values, dtype=float)
@@ -77,7 +77,7 @@ def learning_curves(
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, columns: int = 2) -> Figure:
     """Draw means with their intervals, one line per row, and a line at no change.
 
@@ -90,7 +90,7 @@ def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xl
     rows = [list(entries) for entries in panels.values()]
     if any(of_panel != rows[0] for of_panel in rows):
         raise ValueError(f"`panels` must all have the same rows; got {rows}.")
-    figure, axes = _panels(panels, columns, max(2.0, 0.8 + 0.24 * len(rows[0]) if rows else 0), xlabel, "")
+    figure, axes = panel_grid(panels, columns, max(2.0, 0.8 + 0.24 * len(rows[0]) if rows else 0), xlabel, "")
     for ax, (title, entries) in zip(axes, panels.items(), strict=True):
         ax.axvline(0, color=_NEUTRAL, linewidth=0.8, zorder=0)
         for place, (mean, low, high) in enumerate(entries.values()):
@@ -103,9 +103,14 @@ def intervals(panels: Mapping[str, Mapping[str, tuple[float, float, float]]], xl
     return figure
 
 
-def _panels(
-    panels: Mapping[str, Mapping[str, object]], columns: int, height: float, xlabel: str, ylabel: str
+def panel_grid(
+    panels: Mapping[str, Sized], columns: int, height: float, xlabel: str, ylabel: str
 ) -> tuple[Figure, list[Axes]]:
+    """An empty panel for each title, `columns` in a row. Panels in one row share their axes.
+
+    Raises:
+        ValueError: If there is no panel, or one that shows nothing.
+    """
     if not panels or not all(panels.values()):
         raise ValueError(f"`panels` must map at least one title to what its panel shows; got {panels!r}.")
     columns = min(columns, len(panels))

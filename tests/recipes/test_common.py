@@ -81,6 +81,10 @@ def test_every_step_is_looked_at_before_the_teleport(trained):
     assert [look.step for look in looks if look.conflict and look.step >= 10] == [report.step for report in reports]
     for report in reports:
         assert looks[report.step].losses == pytest.approx(report.losses_before, rel=1e-6)
+        assert looks[report.step].cosine == pytest.approx(min(report.cosines_before.values()), rel=1e-4)
+    # Of two tasks only the one with the smaller gradient can conflict with the mean.
+    assert all(look.conflict == look.majority == (look.cosine < 0) for look in looks)
+    assert all(look.weak for look in looks if look.conflict)
 
 
 def test_paired_runs_are_the_same_until_the_first_teleport(trained):

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,21 @@ def test_rooms_are_drawn_once_into_the_cache(cache: Path, capsys: pytest.Capture
     assert len(written) == 4 * 4
     RoomsDataModule(None, SIZE).prepare_data()
     assert written == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert capsys.readouterr().err == ""
+
+
+def test_faces_are_drawn_once_into_the_cache_and_have_forty_tasks(cache: Path, capsys: pytest.CaptureFixture[str]):
+    problem = replace(PROBLEMS["faces"], num_train=8, num_val=4, num_test=4, width=1, batch_size=4)
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(problem.make_model(problem.tasks, None), problem.make_data(problem.tasks, seed=0))
+    assert trainer.global_step == 2
+    assert len([name for name in trainer.callback_metrics if name.startswith("train/") and "loss" in name]) >= 40
+    assert {path.name for path in cache.iterdir()} == {"faces-8-4-4"}
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.jpg")}
+    assert len(written) == 16
+    capsys.readouterr()
+    problem.make_data(problem.tasks, seed=1).prepare_data()
+    assert written == {path: path.stat().st_mtime_ns for path in cache.rglob("*.jpg")}
     assert capsys.readouterr().err == ""
 
 

@@ -1,0 +1,1 @@
+"""Figures of the paper that need runs of their own: `python -m recipes.figures`."""
