@@ -51,7 +51,7 @@ def make_record(variant=LS, seed=0, task=None, values=(0.5, 0.6), seconds=(1.0, 
         backwards=5,
         trace=[{"stage": "start"}],
     )
-    looks = [Look(0, {"left": 1.0}, True), Look(10, {"left": 1.0}, False)]
+    looks = [Look(0, {"left": 1.0}, True, False, True, -0.5), Look(10, {"left": 1.0}, False, False, False, 0.5)]
     reports = [report] if variant.callback else []
     measured = Measured(curve[-1].metrics, curve, looks, reports, 20, 2.5, 2.0, curve)
     spec = RunSpec("digits:narrow", variant, seed, epochs=2, task=task)
@@ -132,7 +132,9 @@ class ByHand(Problem):
 
 
 def make_run(method, seed, callback="", task=None, conflicts=(), **metrics):
-    looks = [Look(step, {"a": 1.0, "b": 3.0}, conflict) for step, conflict in enumerate(conflicts)]
+    looks = [
+        Look(step, {"a": 1.0, "b": 3.0}, conflict, False, conflict, 0.0) for step, conflict in enumerate(conflicts)
+    ]
     curve = [Evaluation(10, metrics, 1.0)]
     measured = Measured(metrics, curve, looks, [], 10, 1.0, 1.0, curve)
     return Record(RunSpec("by hand", Variant(method, callback), seed, 1, task), {}, {}, measured)
