@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn import Parameter
 
-from benchmarks import ddp, many, networks, sharpness, step, teleport
+from benchmarks import ddp, many, networks, peers, sharpness, step, teleport
 from lightning_cost import Surface
 
 pytestmark = pytest.mark.slow
@@ -35,6 +35,22 @@ def test_every_setting_of_a_teleport_can_be_made() -> None:
     for row in teleport.settings():
         row.objective()
         row.search()
+
+
+def test_a_peer_keeps_the_losses_and_everything_is_put_back() -> None:
+    case = peers.CASES["mlp-relu"]
+    ((model, surface, start, held_out),) = many.events(
+        "digits:balanced,num_train=256", seed=0, count=1, earliest=4, apart=1, change=case.change
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    row = next(setting for setting in case.settings if setting.name == "rescaling, random")
+    tried = peers.try_setting(row, model, surface, start, held_out[:1], plain=1.0)
+    assert tried.accepted
+    assert max(tried.drift, tried.drift_held_out) < 1e-4
+    assert tried.after != tried.before
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    table = peers.table_of("", {row.name: [tried]})
+    assert table.row_count == 1
 
 
 def test_tasks_of_the_steps_agree() -> None:

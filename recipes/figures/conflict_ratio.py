@@ -26,6 +26,7 @@ DEFINITIONS: dict[str, Callable[[Look], bool]] = {
     "any two tasks (weak)": lambda look: look.weak,
 }
 """What counts as a conflict, by the label in figures and tables."""
+_MOST_SPANS = 10
 
 
 def draw_conflict_ratio(request: Request, console: Console) -> Iterator[tuple[str, Path]]:
@@ -43,7 +44,7 @@ def draw_conflict_ratio(request: Request, console: Console) -> Iterator[tuple[st
             shares = [sum(map(flag, run.looks)) / len(run.looks) for run in runs]
             estimate = Estimate.of(shares)
             cells.append(f"{estimate.mean:.0%} ({min(shares):.0%} to {max(shares):.0%})")
-            curves = share_of_looks(runs, flag)
+            curves = share_of_looks(runs, flag, _MOST_SPANS)
             values = np.asarray(curves.values, dtype=float)
             last = min(run.steps for run in runs)
             panels.setdefault(title, {})[label] = Curves([100 * step / last for step in curves.steps], curves.values)
@@ -65,5 +66,10 @@ def draw_conflict_ratio(request: Request, console: Console) -> Iterator[tuple[st
     write_csv(path, spans)
     yield "the same along training, one row per seed and span", path
     path = request.output / "conflict_ratio.png"
-    learning_curves(panels, "share of conflicting steps", xlabel="steps of the training, %").savefig(path)
+    figure = learning_curves(panels, "share of conflicting steps", xlabel="steps of the training, %")
+    # One legend for all panels, where it covers no curve.
+    for ax in figure.axes:
+        ax.legend().remove()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEFINITIONS))
+    figure.savefig(path)
     yield "the same along training, mean and range over the seeds (Fig. 5a)", path

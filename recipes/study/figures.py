@@ -94,10 +94,10 @@ def _over_time(curves: Sequence[Curve]) -> Curves:
     return Curves(list(seconds), [[curve.at_second(second) for second in seconds] for curve in curves])
 
 
-def share_of_looks(runs: Sequence[Measured], flag: Callable[[Look], bool]) -> Curves:
-    """Share of the looks with `flag` over spans of the training, each wide enough for some of the looks."""
+def share_of_looks(runs: Sequence[Measured], flag: Callable[[Look], bool], most: int = _POINTS) -> Curves:
+    """Share of the looks with `flag` over at most so many spans of the training, each wide enough for some looks."""
     count = min(len(run.looks) for run in runs)
-    spans = min(max(1, count // _LOOKS_PER_SPAN), _POINTS)
+    spans = min(max(1, count // _LOOKS_PER_SPAN), most)
     edges = np.linspace(0, min(run.steps for run in runs), spans + 1)
     shares = []
     for run in runs:
