@@ -81,27 +81,36 @@ def events(
     name: str, seed: int, count: int, earliest: int, apart: int, change: Callable[[Any], None] = lambda model: None
 ) -> Iterator[tuple[Any, Surface, Point, Any]]:
     """Train with the mean of the losses, and stop at some conflicts. `change` changes the model beforehand."""
+    model, data, lr = prepared(name, seed, change)
+    held_out = [surface_of(model, batch) for _, batch in zip(range(_HELD_OUT), data.val_dataloader(), strict=False)]
+    for step, surface, start in steps(model, data, lr):
+        if step >= earliest and dominated_conflict(start.gradients):
+            yield model, surface, start, held_out
+            count, earliest = count - 1, step + apart
+            if not count:
+                return
+
+
+def prepared(name: str, seed: int, change: Callable[[Any], None] = lambda model: None) -> tuple[Any, Any, float]:
+    """The model, the data and the learning rate of a problem."""
     problem = find_problem(name)
     L.seed_everything(seed, verbose=False)
     model, data = problem.make_model(problem.tasks, None), problem.make_data(problem.tasks, seed)
     change(model)
     data.prepare_data()
     data.setup("fit")
-    held_out = [surface_of(model, batch) for _, batch in zip(range(_HELD_OUT), data.val_dataloader(), strict=False)]
-    loader = data.train_dataloader()
-    optimizer = torch.optim.Adam(model.parameters(), lr=getattr(problem, "lr", 1e-3))
-    step = 0
-    for epoch in range(100):
+    return model, data, getattr(problem, "lr", 1e-3)
+
+
+def steps(model: Any, data: Any, lr: float) -> Iterator[tuple[int, Surface, Point]]:
+    """Train with the mean of the losses, and stop before each step. Leave `.grad` as it is."""
+    loader, optimizer, step = data.train_dataloader(), torch.optim.Adam(model.parameters(), lr=lr), 0
+    for epoch in range(1000):
         if hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(epoch)
         for batch in loader:
             surface = surface_of(model, batch)
-            start = surface.point()
-            if step >= earliest and dominated_conflict(start.gradients):
-                yield model, surface, start, held_out
-                count, earliest = count - 1, step + apart
-                if not count:
-                    return
+            yield step, surface, surface.point()
             optimizer.step()
             step += 1
 

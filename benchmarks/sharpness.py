@@ -10,24 +10,23 @@ Run `python -m benchmarks.sharpness`, or `--points 4 --seeds 1` for a quick look
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
-from benchmarks.teleport import surface_of
+from benchmarks.many import prepared, steps
 from lightning_cost import Point, Surface
 from lightning_cost.objectives import SampledSharpness, balance_weights
-from recipes.study.problem import find_problem
+from recipes.study.report import write_csv
 
 RADII = (0.005, 0.05, 0.5)
 SAMPLES = (1, 5, 20, 100)
@@ -64,27 +63,14 @@ class Value:
 
 def points(name: str, seed: int, count: int, every: int) -> Iterator[tuple[int, Surface, Point]]:
     """Train with the mean of the losses, and stop at every n-th step."""
-    problem = find_problem(name)
-    L.seed_everything(seed, verbose=False)
-    model, data = problem.make_model(problem.tasks, None), problem.make_data(problem.tasks, seed)
-    data.prepare_data()
-    data.setup("fit")
-    optimizer = torch.optim.Adam(model.parameters(), lr=getattr(problem, "lr", 1e-3))
-    loader, step = data.train_dataloader(), 0
-    for epoch in range(1000):
-        loader.sampler.set_epoch(epoch)
-        for batch in loader:
-            surface = surface_of(model, batch)
-            start = surface.point()
-            if step % every == 0:
-                grads = surface.grads()
-                yield step, surface, start
-                surface.set_grads(grads)
-                count -= 1
-                if not count:
-                    return
-            optimizer.step()
-            step += 1
+    for step, surface, start in steps(*prepared(name, seed)):
+        if step % every == 0:
+            grads = surface.grads()
+            yield step, surface, start
+            surface.set_grads(grads)
+            count -= 1
+            if not count:
+                return
 
 
 def measure(seed: int, step: int, surface: Surface, start: Point, radii: Sequence[float]) -> list[Value]:
@@ -137,18 +123,13 @@ def hessian_trace(surface: Surface, weights: Tensor, probes: int = 30, length: f
     return total / probes
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's correlation; NaN if one of them is constant."""
-    ranks = [torch.tensor(values, dtype=torch.double).argsort().argsort().double() for values in (first, second)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
-
-
 def by_seed(values: Sequence[Value], attribute: str) -> list[float]:
     """The correlation of the sampled sharpness with another value along training, for each seed."""
     found = []
     for seed in sorted({value.seed for value in values}):
         mine = [value for value in values if value.seed == seed]
-        found.append(rank_correlation([v.sampled for v in mine], [getattr(v, attribute) for v in mine]))
+        pair = ([v.sampled for v in mine], [getattr(v, attribute) for v in mine])
+        found.append(float(spearman_corrcoef(*(torch.tensor(values, dtype=torch.double) for values in pair))))
     return found
 
 
@@ -176,16 +157,6 @@ def crossover(values: Sequence[Value], elements: int) -> float:
     return float(torch.tensor(ratios).median())
 
 
-def write(path: Path, values: Sequence[Value]) -> None:
-    """Write all values to a CSV file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = list(Value.__dataclass_fields__)
-        writer.writerow(names)
-        writer.writerows([getattr(value, name) for name in names] for value in values)
-
-
 def draw(path: Path, values: Sequence[Value], radius: float = 0.05, samples: int = 5) -> None:
     """Draw the sampled sharpness of both equations against the norm of the gradient, a color for each seed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -197,7 +168,6 @@ def draw(path: Path, values: Sequence[Value], radius: float = 0.05, samples: int
             ax.scatter([v.norm for v in mine], [v.sampled for v in mine], s=12, label=f"seed {seed}")
         ax.set(title=title, xscale="log", yscale="log", xlabel="norm of the gradient", ylabel="sampled sharpness")
     figure.axes[0].legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
 
@@ -225,7 +195,8 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{elements} shared parameters. At a random point, curvature outweighs the slope beyond a radius of"
         f" {crossover(values, elements):.2g} (median)."
     )
-    write(options.output / "sharpness.csv", values)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_csv(options.output / "sharpness.csv", list(map(asdict, values)))
     draw(options.output / "sharpness.png", values)
 
 

@@ -64,9 +64,10 @@ class Engine(Differentiator):
     def watched(self) -> TaskGradients | None:
         """The task gradients of a step under way that was asked to :meth:`watch`; ``None`` if there are none."""
         step = self._kept.step
-        if step is None or step.gradients is not None or step.watched is None:
-            return None if step is None else step.gradients
-        return step.watched.gradients
+        if step is None:
+            return None
+        gradients = step.gradients
+        return step.watched.gradients if gradients is None and step.watched is not None else gradients
 
     def watch(self) -> None:
         """Measure task gradients in the step that :meth:`request` is about, without any effect on it."""
